@@ -1,0 +1,30 @@
+# `make demo` and `make test` need only Python >= 3.11, make and git; both install into .venv on their first call.
+PYTHON ?= python3
+BIN := .venv/bin
+DEMOS := demo_l2p demo_finetune demo_linear
+
+.PHONY: demo test lint clean
+
+demo: .venv/.installed
+	@for experiment in $(DEMOS); do $(BIN)/python main.py $$experiment --overwrite || exit $$?; done
+	@$(BIN)/python -m demo.table $(addprefix output/,$(DEMOS))
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+
+# The stamps are newer than the files they were made from as long as nothing needs installing again.
+.venv/.installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check -q -r requirements.txt
+	touch $@
+
+.venv/.installed-dev: .venv/.installed requirements-dev.txt
+	$(BIN)/pip install --disable-pip-version-check -q -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache

@@ -1,0 +1,310 @@
+"""Every option of the program, once: name, type, default, meaning; and the parser made of them.
+
+Names are those of the PyTorch re-implementation where it has them. A command line is read in three layers, each over
+the one before: the defaults below (the PyTorch settings for Split CIFAR-100), the experiment's `DEFAULTS`, the options
+given. `--eval` and `--resume` put the options saved in `output_dir/config.json` in place of the first two.
+"""
+
+import argparse
+import difflib
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from configs import DEFAULT_EXPERIMENT, Experiment, experiment_names, load_experiment
+from errors import InputError
+
+
+# ---- types: text -> value, or an error that says what is accepted ----
+def integer(low: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
+        return value
+
+    return parse
+
+
+def number(low: float = -math.inf, high: float = math.inf) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and low <= value <= high):
+            limits = f" from {low:g} to {high:g}" if math.isfinite(high) else f" of at least {low:g}"
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a finite number{limits if math.isfinite(low) else ''}")
+        return value
+
+    return parse
+
+
+def boolean(text: str) -> bool:
+    """'true' and 'False' alike: a flag that reads the word False as true has cost people runs."""
+    words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return words[text.lower()]
+
+
+def or_none(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: None if text.lower() == "none" else parse(text)
+
+
+@dataclass(frozen=True)
+class Option:
+    name: str
+    type: Callable[[str], Any]
+    default: Any
+    help: str
+    choices: tuple[str, ...] | None = None
+    nargs: str | int | None = None
+    inert: bool = False  # accepted because existing commands carry it; does nothing, and says so
+    run_only: bool = False  # says how this process runs, not what is computed; not taken over by --eval or --resume
+
+
+INITIALIZERS = ("uniform", "flax_uniform", "zero", "normal")
+SCHEDULES = ("constant", "cosine", "tanh", "step", "multistep", "poly", "plateau")
+
+_o = Option
+GROUPS: dict[str, list[Option]] = {
+    "training": [
+        _o("batch_size", integer(1), 16, "images per process and step, in training and in evaluation"),
+        _o("epochs", integer(1), 5, "passes over each task's images"),
+        _o("seed", integer(0), 42, "seed of every random draw"),
+        _o("device", str, "auto", "auto (a GPU when there is one), cpu, cuda or cuda:N"),
+        _o("print_freq", integer(1), 10, "steps between progress lines", run_only=True),
+    ],
+    "model": [
+        _o("model", str, "vit_base_patch16_224", "any timm VisionTransformer, with or without a tag"),
+        _o("input_size", integer(1), 224, "side of the square input, pixels"),
+        _o("pretrained", boolean, True, "start from the pretrained weights of the model's tag"),
+        _o("init_checkpoint", or_none(str), None, "backbone weights: official .npz, .safetensors or .pth"),
+        _o("input_norm", str, "none", "pixels: none = [0, 1]; imagenet or the model's own mean and std",
+           ("none", "imagenet", "model")),
+        _o("drop", number(0, 0.99), 0.0, "dropout rate in the prompted pass"),
+        _o("drop_path", number(0, 0.99), 0.0, "stochastic depth rate in the prompted pass"),
+        _o("freeze", str, ["blocks", "patch_embed", "cls_token", "norm", "pos_embed", "reg_token", "fc_norm"],
+           "parameters whose names begin with one of these words do not train; no word: everything trains",
+           nargs="*"),
+        _o("head", str, "linear", "classifier: a trained linear layer, or the nearest class mean (no gradient)",
+           ("linear", "ncm")),
+        _o("head_type", str, "prompt", "what the head reads: mean prompt output, cls token, mean token, cls + prompts",
+           ("prompt", "token", "gap", "token+prompt")),
+        _o("head_init", str, "trunc_normal", "trunc_normal = std 0.02 with zero bias", ("trunc_normal", "zero")),
+    ],
+    "optimizer": [
+        _o("opt", str, "adam", "any timm optimizer"),
+        _o("opt_eps", number(0), 1e-8, "epsilon of the optimizer"),
+        _o("opt_betas", number(0, 1), [0.9, 0.999], "betas of the optimizer", nargs=2),
+        _o("momentum", number(0, 1), 0.9, "momentum of sgd and the like"),
+        _o("weight_decay", number(0), 0.0, "weight decay of matrices (none for biases)"),
+        _o("clip_grad", or_none(number(0)), 1.0, "largest global gradient norm of what trains; none: no clipping"),
+        _o("reinit_optimizer", boolean, True, "a new optimizer and schedule for every task"),
+    ],
+    "learning rate": [
+        _o("lr", number(0), 0.03, "learning rate for a batch of 256"),
+        _o("unscale_lr", boolean, True, "scale lr by the batch of one process, not of all processes together"),
+        _o("sched", str, "constant", "schedule over the epochs of a task, timm's", SCHEDULES),
+        _o("warmup_epochs", integer(0), 5, "epochs of linear warm-up (not with constant)"),
+        _o("warmup_lr", number(0), 1e-6, "learning rate where the warm-up begins"),
+        _o("min_lr", number(0), 1e-5, "lowest learning rate of cosine, tanh, poly, plateau"),
+        _o("decay_epochs", number(0), 30.0, "epochs between decays (step)"),
+        _o("decay_milestones", integer(1), [30, 60], "epochs at which to decay (multistep)", nargs="+"),
+        _o("decay_rate", number(0), 0.1, "factor of a decay (step, multistep, plateau), power (poly)"),
+        _o("patience_epochs", integer(0), 10, "epochs without a lower training loss before a decay (plateau)"),
+        _o("cooldown_epochs", integer(0), 10, "epochs of rest after a decay (plateau)"),
+        _o("lr_noise", number(0), None, "one or two shares of the epochs between which the rate is noisy", nargs="+"),
+        _o("lr_noise_pct", number(0), 0.67, "largest share by which noise moves the rate"),
+        _o("lr_noise_std", number(0), 1.0, "standard deviation of that noise"),
+    ],
+    "data": [
+        _o("dataset", str, "Split-CIFAR100", "name in the data catalogue"),
+        _o("data_path", str, "/local_datasets/", "folder of the data, or an .npz file"),
+        _o("download", boolean, False, "fetch missing files into data_path", run_only=True),
+        _o("shuffle", boolean, False, "shuffle the order of the classes by seed before they are split into tasks"),
+        _o("subsample", or_none(integer(1)), None, "use the first N training images of each class"),
+        _o("subsample_test", or_none(integer(1)), None, "use the first N test images of each class"),
+        _o("scale", number(0, 1), [0.05, 1.0], "share of the image that a random crop covers", nargs=2),
+        _o("ratio", number(0.01, 100), [3 / 4, 4 / 3], "width / height of a random crop", nargs=2),
+        _o("hflip", number(0, 1), 0.5, "probability of a horizontal flip"),
+        _o("num_workers", integer(0), 4, "batches prepared ahead by a thread; changes no number", run_only=True),
+        _o("pin_mem", boolean, True, "pinned memory for copies to a GPU", run_only=True),
+    ],
+    "continual learning": [
+        _o("num_tasks", integer(1), 10, "tasks into which the classes are split"),
+        _o("train_mask", boolean, True, "train on the classes of the current task only: other logits are -inf"),
+        _o("task_inc", boolean, False, "task-incremental test: logits outside the image's own task are -inf"),
+    ],
+    "prompts": [
+        _o("prompt_method", str, "l2p", "l2p, or none: no prompts", ("l2p", "none")),
+        _o("prompt_pool", boolean, True, "choose prompts from a pool; otherwise one prompt is always used"),
+        _o("size", integer(1), 10, "prompts in the pool, M"),
+        _o("length", integer(1), 5, "vectors in a prompt, L"),
+        _o("top_k", integer(1), 5, "prompts chosen for an image, N"),
+        _o("initializer", str, "uniform", "prompts: U(-1, 1), U(0, 0.01), zeros, N(0, 1)", INITIALIZERS),
+        _o("prompt_key", boolean, True, "a trained key for every prompt; otherwise the mean of its vectors"),
+        _o("prompt_key_init", str, "uniform", "keys, as for prompts", INITIALIZERS),
+        _o("use_prompt_mask", boolean, False, "in training, task t uses prompts t·top_k to (t+1)·top_k - 1"),
+        _o("shared_prompt_pool", boolean, False, "a task's prompts start from the previous task's"),
+        _o("shared_prompt_key", boolean, False, "a task's keys start from the previous task's"),
+        _o("batchwise_prompt", boolean, True, "one choice for a whole batch of one process, by vote"),
+        _o("embedding_key", str, "cls", "query: cls output, or statistics of the embedded patches",
+           ("cls", "mean", "max", "mean_max")),
+        _o("prompt_pos_embed", str, "cls", "position embedding added to prompts", ("none", "cls")),
+        _o("pull_constraint", boolean, True, "pull the chosen keys towards the query"),
+        _o("pull_constraint_coeff", number(0), 0.1, "weight of that pull, lambda"),
+        _o("eval_per_image", str, "final", "when to evaluate the choice per image beside the batch vote",
+           ("final", "always", "never")),
+    ],
+    "output": [
+        _o("output_dir", str, "./output", "where the run is written; '' saves nothing", run_only=True),
+        _o("overwrite", boolean, False, "remove a run that output_dir holds and begin anew", run_only=True),
+        _o("resume", boolean, False, "continue the run in output_dir, or begin it", run_only=True),
+        _o("eval", boolean, False, "evaluate the checkpoints of the run in output_dir", run_only=True),
+    ],
+    "processes": [
+        _o("world_size", or_none(integer(1)), None, "processes expected; the launcher's number when not given"),
+        _o("dist_url", str, "env://", "where the processes meet", run_only=True),
+        _o("local_rank", or_none(integer(0)), None, "given by old launchers; the environment counts", run_only=True),
+    ],
+    "accepted, but doing nothing (the PyTorch re-implementation never reads them either)": [
+        _o(name, str, None, "does nothing", inert=True, run_only=True, nargs="?")
+        for name in ("color_jitter", "aa", "smoothing", "train_interpolation", "reprob", "remode", "recount",
+                     "global_pool", "predefined_key")
+    ],
+}
+OPTIONS: dict[str, Option] = {option.name: option for group in GROUPS.values() for option in group}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        message = message.replace("argument --", "--", 1)
+        raise InputError(message[0].upper() + message[1:] if message.startswith("expected") else message)
+
+
+@dataclass
+class Command:
+    """A command line, read: which experiment, all its options, and which of them were given explicitly."""
+
+    experiment: str
+    options: dict[str, Any]
+    given: dict[str, Any]
+    warnings: list[str]
+    named: bool
+    """Whether the experiment was named, or is the default."""
+
+
+def build_parser(experiment: Experiment | None = None) -> argparse.ArgumentParser:
+    """The parser, its help showing the defaults of `experiment`. Options not given are absent from its result."""
+    parser = _Parser(
+        prog="main.py", usage="main.py [EXPERIMENT] [--option value ...]", allow_abbrev=False,
+        argument_default=argparse.SUPPRESS, formatter_class=lambda prog: argparse.HelpFormatter(prog, width=120),
+        description="Learning to Prompt for continual learning. Experiments: main.py --list. "
+                    "Options take - and _ alike; booleans: --flag, --no-flag, --flag true, --flag false.")
+    defaults = default_options(experiment)
+    for title, options in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for option in options:
+            shown = defaults[option.name]
+            shown = " ".join(map(str, shown)) if isinstance(shown, list) else shown
+            about = option.help.replace("%", "%%") + ("" if option.inert else f" [{shown}]")
+            if option.type is boolean:
+                group.add_argument(f"--{option.name}", type=boolean, nargs="?", const=True, help=about,
+                                   metavar="true|false")
+                group.add_argument(f"--no_{option.name}", dest=option.name, action="store_false",
+                                   help=argparse.SUPPRESS)
+            else:
+                group.add_argument(f"--{option.name}", type=option.type, nargs=option.nargs, choices=option.choices,
+                                   help=about, metavar=None if option.choices else option.name.upper())
+    return parser
+
+
+def default_options(experiment: Experiment | None = None) -> dict[str, Any]:
+    options = {name: option.default for name, option in OPTIONS.items()}
+    options.update(experiment.defaults if experiment else {})
+    return options
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """Read a command line.
+
+    Raises:
+        InputError: an unknown experiment, option or value; or the JAX program's syntax, answered with our command.
+    """
+    argv = list(argv)
+    if any(word.startswith("--my_config") for word in argv):
+        raise InputError(translate_jax_command(argv))
+    named = bool(argv) and not argv[0].startswith("-")
+    experiment = _experiment(argv.pop(0) if named else DEFAULT_EXPERIMENT)
+    parser = build_parser(experiment)
+    known, unknown = parser.parse_known_args([_underscores(word) for word in argv])
+    if unknown:
+        raise InputError(_unknown(unknown[0]))
+    given = vars(known)
+    warnings = [f"--{name} is accepted for compatibility and does nothing." for name in given if OPTIONS[name].inert]
+    options = default_options(experiment) | given
+    return Command(experiment.name, options, given, warnings, named)
+
+
+def _experiment(name: str) -> Experiment:
+    names = experiment_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "main.py --list prints them all."
+        raise InputError(f"unknown experiment {name!r}: {hint}")
+    return load_experiment(name)
+
+
+def _underscores(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _unknown(word: str) -> str:
+    if not word.startswith("-"):
+        return f"unexpected word {word!r}: the experiment comes first, and every other word belongs to an option."
+    name = word.lstrip("-").partition("=")[0]
+    near = difflib.get_close_matches(name, OPTIONS, n=2, cutoff=0.7)
+    return f"unknown option --{name}: " + (
+        f"did you mean {' or '.join('--' + n for n in near)}?" if near else "main.py --help prints them all.")
+
+
+# The official program's config names and fields, and ours.
+_JAX_EXPERIMENTS = {"cifar100_l2p": "cifar100_l2p_jax"}
+_JAX_OPTIONS = {"init_checkpoint": "init_checkpoint", "seed": "seed", "learning_rate": "lr", "num_epochs": "epochs",
+                "per_device_batch_size": "batch_size", "model_name": "model", "weight_decay": "weight_decay"}
+
+
+def translate_jax_command(argv: Sequence[str]) -> str:
+    """The sentence that answers `--my_config configs/X.py --workdir=DIR --my_config.field=value`."""
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    pairs = list(zip(words[::2], words[1::2], strict=False))
+    experiment, command, untranslated = DEFAULT_EXPERIMENT, [], []
+    for key, value in pairs:
+        field = key.removeprefix("--my_config.")
+        if key == "--my_config":
+            experiment = value.rsplit("/", 1)[-1].removesuffix(".py")
+        elif key == "--workdir":
+            command += ["--output_dir", value]
+        elif key.startswith("--my_config.") and field in _JAX_OPTIONS:
+            command += [f"--{_JAX_OPTIONS[field]}", value]
+        else:
+            untranslated.append(f"{key}={value}")
+    ours = _JAX_EXPERIMENTS.get(experiment, experiment)
+    text = "this is the syntax of the official JAX program; here the same run is: " + shlex.join(
+        ["python", "main.py", ours, *command])
+    if ours not in experiment_names():
+        text += f" (but there is no experiment {ours}: main.py --list)"
+    if untranslated:
+        text += f" (not translated: {' '.join(untranslated)}; see main.py --help)"
+    return text

@@ -1,0 +1,41 @@
+"""Contradictions between options, refused before anything is loaded or written."""
+
+from typing import Any
+
+from errors import InputError
+
+
+def check(options: dict[str, Any]) -> None:
+    """Raise InputError at the first contradiction among `options`."""
+    o = options
+    uses_prompts = o["prompt_method"] != "none"
+    uses_pool = uses_prompts and o["prompt_pool"]
+
+    if uses_pool and o["top_k"] > o["size"]:
+        raise InputError(f"--top_k {o['top_k']} is more than --size {o['size']}: a prompt cannot be chosen twice; "
+                         f"use --top_k {o['size']} or less.")
+    if not uses_prompts and "prompt" in o["head_type"]:
+        raise InputError(f"--head_type {o['head_type']} reads prompt outputs, which --prompt_method none has not: "
+                         "use --head_type token.")
+    if uses_prompts and o["head"] == "ncm":
+        raise InputError("--head ncm needs features that never change: use --prompt_method none with it.")
+    if o["head"] == "ncm" and not o["freeze"]:
+        raise InputError("--head ncm trains nothing: leave the backbone frozen (do not give an empty --freeze).")
+    for switch in ("use_prompt_mask", "shared_prompt_pool", "shared_prompt_key"):
+        if o[switch] and not uses_pool:
+            raise InputError(f"--{switch} needs a prompt pool: remove it, or use --prompt_pool true.")
+    if o["shared_prompt_key"] and not o["prompt_key"]:
+        raise InputError("--shared_prompt_key needs keys of their own: use --prompt_key true.")
+    for name in ("scale", "ratio"):
+        low, high = o[name]
+        if low > high or low <= 0:
+            raise InputError(f"--{name} {low:g} {high:g}: give a lower bound above 0, then an upper bound no smaller.")
+    if o["lr_noise"] is not None and len(o["lr_noise"]) > 2:
+        raise InputError("--lr_noise takes one or two numbers.")
+    if not o["output_dir"]:
+        for mode in ("eval", "resume", "overwrite"):
+            if o[mode]:
+                raise InputError(f"--{mode} needs the run in --output_dir, which is empty.")
+    modes = [f"--{mode}" for mode in ("eval", "resume", "overwrite") if o[mode]]
+    if len(modes) > 1:
+        raise InputError(f"{' and '.join(modes)} exclude each other: give one of them.")

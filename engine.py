@@ -1,0 +1,278 @@
+"""The continual loop and the training step: tasks one after another, each evaluated on everything seen so far.
+
+Shapes: B images in a batch, K classes, M prompts in the pool.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from metrics import AccuracyMatrix
+from utils import Processes, random_seed, sum_over_processes
+
+
+class NonFiniteLossError(Exception):
+    """Training cannot go on: the text names the task, the epoch and the step."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train and to evaluate: what the options say, and nothing of where it runs."""
+
+    epochs: int
+    make_optimizer: Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
+    make_schedule: Callable[[torch.optim.Optimizer], Any]
+    """A timm scheduler for one task's epochs, or None for a constant rate."""
+    clip_grad: float | None = 1.0
+    reinit_optimizer: bool = True
+    train_mask: bool = True
+    task_inc: bool = False
+    eval_per_image: str = "final"
+    """`final`, `always` or `never`: when to evaluate the choice per image beside the batch vote."""
+    print_freq: int = 10
+    seed: int = 42
+
+
+class Reporter(Protocol):
+    """Where results go while a run is under way."""
+
+    def steps(self, task: int, epoch: int, done: int, total: int, loss: float, acc1: float, lr: float) -> None: ...
+    def epoch(self, task: int, epoch: int, **values: Any) -> None: ...
+    def evaluated(self, task: int, run: "RunState", prompts_TM: Tensor | None) -> None: ...
+    def save(self, name: str, content: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class RunState:
+    """What a run has found so far."""
+
+    accuracy: AccuracyMatrix
+    per_image: AccuracyMatrix
+    """The same under the choice per image; columns stay empty where it was not measured."""
+    task: int = 0
+    epoch: int = 0
+    """Where training goes on: `epoch` epochs of `task` are done."""
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    images_trained: int = 0
+
+    def state(self) -> dict[str, Any]:
+        return {"accuracy": self.accuracy.state(), "per_image": self.per_image.state(), "task": self.task,
+                "epoch": self.epoch, "train_seconds": self.train_seconds, "eval_seconds": self.eval_seconds,
+                "images_trained": self.images_trained}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "RunState":
+        return cls(**state | {name: AccuracyMatrix.from_state(state[name]) for name in ("accuracy", "per_image")})
+
+
+@dataclass
+class Continual:
+    """One continual run: the model, its tasks, and what is needed to train and evaluate it."""
+
+    model: nn.Module
+    scenario: Any
+    batches: Any
+    recipe: Recipe
+    processes: Processes
+    reporter: Reporter
+    device: torch.device
+    query_cache: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    """(task, batch) → query: test images never change and the query network is frozen."""
+
+    # ---- the loop ----
+    def run(self, resume_from: dict[str, Any] | None = None) -> RunState:
+        """Train on every task in turn, evaluating after each. `resume_from` is the content of last.pth."""
+        num_tasks = len(self.scenario.tasks)
+        run = RunState(AccuracyMatrix(num_tasks), AccuracyMatrix(num_tasks))
+        optimizer = schedule = None
+        trained = dict(self.model.trained_parameters())
+        if resume_from is not None:
+            run = RunState.from_state(resume_from["run"])
+            self.model.load_learned_state(resume_from["model"])
+            if trained:
+                optimizer, schedule = self._optimizer()
+                optimizer.load_state_dict(resume_from["optimizer"])
+                if schedule is not None:
+                    schedule.load_state_dict(resume_from["schedule"])
+        learner = self._distributed() if trained else self.model
+        while run.task < num_tasks:
+            if run.epoch == 0:
+                if self.model.prompt is not None:
+                    self.model.prompt.begin_task(run.task)
+                if trained and (optimizer is None or self.recipe.reinit_optimizer):
+                    optimizer, schedule = self._optimizer()
+            self._train_task(learner, run, optimizer, schedule)
+            self.evaluate_till_now(run.task, run)
+            run.task, run.epoch = run.task + 1, 0
+            task_state = {"model": self.model.learned_state(), "task": run.task - 1}
+            self.reporter.save(f"task{run.task:02d}", task_state)
+            self._save_last(run, optimizer, schedule)
+        return run
+
+    def _train_task(self, learner: nn.Module, run: RunState, optimizer, schedule) -> None:
+        while run.epoch < self.recipe.epochs:
+            started = time.perf_counter()
+            if optimizer is None:
+                values = self._observe_one_epoch(run.task)
+            else:
+                values = self._train_one_epoch(learner, run.task, run.epoch, optimizer)
+                if schedule is not None:
+                    schedule.step(run.epoch + 1, metric=values["loss"])
+            run.train_seconds += time.perf_counter() - started
+            run.images_trained += len(self.scenario.tasks[run.task].train)
+            self.reporter.epoch(run.task, run.epoch, seconds=time.perf_counter() - started, **values)
+            run.epoch += 1
+            self._save_last(run, optimizer, schedule)
+
+    def _train_one_epoch(self, learner: nn.Module, task: int, epoch: int,
+                         optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        """One pass over a task. Nothing in a step waits for the device; sums are read every `print_freq` steps."""
+        data = self.scenario.tasks[task].train
+        total = self.batches.steps_per_epoch(data)
+        outside_K = ~self.scenario.class_mask(task).to(self.device) if self.recipe.train_mask else None
+        learner.train()
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, hits, images
+        losses: list[Tensor] = []
+        lr = optimizer.param_groups[0]["lr"]
+        for batch in self.batches.training(data, task, epoch):
+            if self.model.backbone_drops:  # dropout draws from the global generator: tie it to this step
+                torch.manual_seed(random_seed(self.recipe.seed, "dropout", task, epoch, batch.index,
+                                              self.processes.rank))
+            loss, hits = train_step(learner, optimizer, batch, task, outside_K, self.recipe.clip_grad)
+            images = len(batch.labels_B) if batch.share else 0
+            sums += torch.stack([loss * images, hits if images else hits * 0, hits.new_full((), images)])
+            losses.append(loss)
+            if len(losses) == self.recipe.print_freq or batch.index + 1 == total:
+                self._stop_if_not_finite(losses, task, epoch, batch.index)
+                losses.clear()
+                loss_mean, acc1 = _means(sums)
+                self.reporter.steps(task, epoch, batch.index + 1, total, loss_mean, acc1, lr)
+        loss_mean, acc1 = _means(sum_over_processes(sums))
+        return {"loss": loss_mean, "acc@1": acc1, "lr": lr}
+
+    def _stop_if_not_finite(self, losses: list[Tensor], task: int, epoch: int, last_step: int) -> None:
+        finite = torch.isfinite(sum_over_processes(torch.stack(losses))).tolist()
+        if not all(finite):
+            step = last_step - len(losses) + 1 + finite.index(False)
+            raise NonFiniteLossError(f"the loss is not finite at task {task + 1}, epoch {epoch + 1}, step {step + 1}; "
+                                     "the last checkpoint is still good. A lower --lr or --clip-grad may help.")
+
+    def _observe_one_epoch(self, task: int) -> dict[str, float]:
+        """For a head that learns by counting: one pass over the task's images as the test would see them."""
+        self.model.eval()
+        sums, counts = self.model.head.sums_KD.clone(), self.model.head.counts_K.clone()
+        with torch.no_grad():
+            for batch in self.batches.training(self.scenario.tasks[task].train, task, 0, augment=False):
+                if batch.share:
+                    self.model.head.observe(self.model.features(batch.images_BCHW), batch.labels_B)
+        # Each process saw its share: what all of them added is the sum of the differences.
+        for buffer, before in ((self.model.head.sums_KD, sums), (self.model.head.counts_K, counts)):
+            buffer.copy_(before + sum_over_processes(buffer - before))
+        return {}
+
+    # ---- evaluation ----
+    def evaluate_till_now(self, task: int, run: RunState) -> None:
+        """Evaluate tasks 0 … task into column `task` of the matrices (paper section 5.1), and report."""
+        started = time.perf_counter()
+        counts = []
+        final = task + 1 == len(self.scenario.tasks)
+        also_per_image = self.recipe.eval_per_image == "always" or (final and self.recipe.eval_per_image == "final")
+        for seen in range(task + 1):
+            acc1, acc5, loss, chosen_M = self.evaluate(seen, per_image=False)
+            run.accuracy.record(seen, task, acc1, acc5, loss)
+            if also_per_image:
+                # Without a vote the two protocols are one.
+                values = self.evaluate(seen, per_image=True)[:3] if self._votes() else (acc1, acc5, loss)
+                run.per_image.record(seen, task, *values)
+            counts.append(chosen_M)
+        run.eval_seconds += time.perf_counter() - started
+        self.reporter.evaluated(task, run, torch.stack(counts) if counts[0] is not None else None)
+
+    @torch.no_grad()
+    def evaluate(self, task: int, per_image: bool) -> tuple[float, float, float, Tensor | None]:
+        """One task's test set: Acc@1, Acc@5 (percent), loss, and how often each prompt was chosen [M] (or None).
+
+        All K logits compete, or the task's own under task_inc. Every image counts once, over all processes.
+        """
+        model, outside_K = self.model, None
+        if self.recipe.task_inc:
+            outside_K = ~self.scenario.class_mask(task).to(self.device)
+        model.eval()
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)  # loss, hits, hits among 5, images
+        pool_size = getattr(model.prompt, "pool_size", 0)
+        chosen_M = torch.zeros(pool_size, dtype=torch.long, device=self.device)
+        for batch in self.batches.evaluation(self.scenario.tasks[task].test):
+            output = model(batch.images_BCHW, query_BD=self._query(task, batch), per_image=per_image)
+            logits_BK = _masked(output.logits_BK, outside_K)
+            top5 = logits_BK.topk(min(5, logits_BK.shape[1])).indices == batch.labels_B[:, None]
+            sums += torch.stack([F.cross_entropy(logits_BK, batch.labels_B, reduction="sum"), top5[:, 0].sum(),
+                                 top5.sum(), top5.new_full((), len(top5), dtype=torch.long)])
+            if output.selected_BN is not None:
+                selected = output.selected_BN.flatten()
+                chosen_M.scatter_add_(0, selected, torch.ones_like(selected))
+        loss, hits1, hits5, images = sum_over_processes(sums).tolist()
+        chosen = sum_over_processes(chosen_M).cpu() if pool_size else None
+        return 100 * hits1 / images, 100 * hits5 / images, loss / images, chosen
+
+    def _query(self, task: int, batch) -> Tensor | None:
+        if not getattr(self.model, "uses_query", False) or self.model.embedding_key != "cls":
+            return None
+        key = (task, batch.index)
+        if key not in self.query_cache:
+            self.query_cache[key] = self.model.query(batch.images_BCHW)
+        return self.query_cache[key]
+
+    def _votes(self) -> bool:
+        return getattr(self.model.prompt, "batchwise", False)
+
+    # ---- parts ----
+    def _optimizer(self) -> tuple[torch.optim.Optimizer, Any]:
+        optimizer = self.recipe.make_optimizer(self.model.trained_parameters())
+        return optimizer, self.recipe.make_schedule(optimizer)
+
+    def _distributed(self) -> nn.Module:
+        if self.processes.world_size == 1:
+            return self.model
+        device_ids = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(self.model, device_ids=device_ids, broadcast_buffers=False)
+
+    def _save_last(self, run: RunState, optimizer, schedule) -> None:
+        self.reporter.save("last", {
+            "model": self.model.learned_state(), "run": run.state(),
+            "optimizer": optimizer.state_dict() if optimizer else None,
+            "schedule": schedule.state_dict() if schedule else None})
+
+
+def train_step(learner: nn.Module, optimizer: torch.optim.Optimizer, batch, task: int, outside_K: Tensor | None,
+               clip_grad: float | None) -> tuple[Tensor, Tensor]:
+    """One step (paper eq. 5): cross-entropy over the allowed classes, plus what the prompt method adds.
+
+    Returns the loss and the number of hits, both still on the device.
+    """
+    output = learner(batch.images_BCHW, task=task)
+    logits_BK = _masked(output.logits_BK, outside_K)
+    loss = F.cross_entropy(logits_BK, batch.labels_B)
+    if output.aux_loss is not None:
+        loss = loss + output.aux_loss
+    optimizer.zero_grad(set_to_none=True)
+    (loss * batch.share).backward()  # the share makes the mean over processes the mean over images
+    if clip_grad is not None:
+        nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip_grad)
+    optimizer.step()
+    return loss.detach(), (logits_BK.argmax(1) == batch.labels_B).sum()
+
+
+def _masked(logits_BK: Tensor, outside_K: Tensor | None) -> Tensor:
+    return logits_BK if outside_K is None else logits_BK.masked_fill(outside_K, float("-inf"))
+
+
+def _means(sums: Tensor) -> tuple[float, float]:
+    loss, hits, images = sums.tolist()
+    return loss / max(images, 1), 100 * hits / max(images, 1)

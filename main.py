@@ -1,0 +1,237 @@
+"""Learning to Prompt for continual learning: parse, build, run. The only file that assembles.
+
+    python main.py [EXPERIMENT] [--option value ...]      python main.py --list      python main.py --help
+"""
+
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from configs import experiment_names, load_experiment
+from configs.base import OPTIONS, Command, build_parser, default_options, parse
+from configs.checks import check
+from errors import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line. Returns the exit code: 0, or 2 for bad input, or 1 for a run that had to stop."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        if "--list" in argv:
+            names = experiment_names()
+            print("\n".join(f"{name:{max(map(len, names))}}  {load_experiment(name).summary}" for name in names))
+            return 0
+        if "-h" in argv or "--help" in argv:
+            named = argv[0] in experiment_names()
+            build_parser(load_experiment(argv[0]) if named else None).print_help()
+            return 0
+        return run(parse(argv))
+    except InputError as error:
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"main.py: error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(command: Command) -> int:
+    """Check everything that can be wrong, then build, then train or evaluate."""
+    command = with_saved_options(command)
+    options = command.options
+    check(options)
+
+    import torch  # late, so that a mistyped option is answered at once
+
+    from utils import init_distributed, processes_from_environment
+
+    processes = processes_from_environment(options["world_size"])
+    device = choose_device(options["device"], processes.local_rank)
+    check_output_dir(options)
+    if processes.is_main:
+        for warning in command.warnings:
+            print(f"main.py: warning: {warning}", file=sys.stderr)
+    init_distributed(processes, device, options["dist_url"])
+    try:
+        return build_and_run(command, processes, device)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+def with_saved_options(command: Command) -> Command:
+    """For --eval and --resume: the options saved with the run, where the command line does not change them.
+
+    Raises:
+        InputError: no run to evaluate, or an option given that would make it another run; each is named.
+    """
+    import outputs
+
+    folder = command.options["output_dir"]
+    if not folder or not (command.options["eval"] or (command.options["resume"] and outputs.holds_run(folder))):
+        return command
+    mode = "--eval" if command.options["eval"] else "--resume"
+    config = outputs.read_config(folder)
+    free = {name for name, option in OPTIONS.items() if option.run_only}
+    free |= {"device", "data_path", "init_checkpoint"}
+    if mode == "--eval":  # what is measured may change, what was trained may not
+        free |= {"batch_size", "batchwise_prompt", "eval_per_image", "task_inc", "world_size"}
+    saved = default_options(load_experiment(config["experiment"])) | config["options"]
+    changed = [f"--{name} {value}" for name, value in command.given.items()
+               if name not in free and value != saved[name]]
+    if command.named and command.experiment != config["experiment"]:
+        changed.insert(0, command.experiment)
+    if changed:
+        raise InputError(f"{mode}: the run in {folder} was made by {config['experiment']} with other values than "
+                         f"{', '.join(changed)}; leave these out, or name another --output_dir.")
+    own = {name: command.options[name] for name, option in OPTIONS.items() if option.run_only}
+    return Command(config["experiment"], saved | own | command.given, command.given, command.warnings, command.named)
+
+
+def choose_device(name: str, local_rank: int):
+    """The torch device of this process. Raises InputError for a device that is not there."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: there is no such device; use auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        index = local_rank if device.index is None else device.index
+        if index >= count:
+            raise InputError(f"--device {name}: this process needs GPU number {index} and torch sees {count}; "
+                             "use --device cpu, or fewer processes.")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    elif device.type != "cpu":
+        raise InputError(f"--device {name}: use auto, cpu, cuda or cuda:N.")
+    return device
+
+
+def check_output_dir(options: dict[str, Any]) -> None:
+    """Refuse to write over a run, or where nothing can be written; makes nothing."""
+    import outputs
+
+    folder = options["output_dir"]
+    if not folder:
+        return
+    outputs.check_writable(folder)
+    if outputs.holds_run(folder) and not (options["resume"] or options["overwrite"] or options["eval"]):
+        raise InputError(f"--output_dir {folder} already holds a run: add --resume to continue it, --eval to evaluate "
+                         "it, --overwrite to remove it, or name another folder.")
+
+
+def build_and_run(command: Command, processes, device) -> int:
+    import outputs
+    from continual_datasets import build_scenario
+    from engine import Continual, NonFiniteLossError, RunState
+    from metrics import AccuracyMatrix
+    from models import build_model
+    from records import describe_run, opening_lines
+    from utils import main_process_first
+
+    options = command.options
+    check_optimizer(options["opt"])
+    with main_process_first(processes):
+        scenario = build_scenario(options["dataset"], options["data_path"], num_tasks=options["num_tasks"],
+                                  download=options["download"] and processes.is_main, shuffle=options["shuffle"],
+                                  seed=options["seed"], subsample=options["subsample"],
+                                  subsample_test=options["subsample_test"])
+    with main_process_first(processes):  # one process fetches weights, the others find them
+        model = build_model(options, scenario.num_classes)
+    config = describe_run(command.experiment, options, model, processes, device)
+
+    folder = Path(options["output_dir"] or os.devnull)
+    resume_from = outputs.load_last_checkpoint(folder, config) if options["resume"] else None
+    if processes.is_main and options["overwrite"]:
+        outputs.remove_run(options["output_dir"])
+    reporter = outputs.Silent()
+    if processes.is_main:
+        reporter = outputs.Reporter(
+            options["output_dir"], num_tasks=len(scenario.tasks), epochs=options["epochs"], config=config,
+            top_k=getattr(model.prompt, "top_k", 0), keep_log=resume_from is not None, evaluation=options["eval"])
+        for line in opening_lines(config, scenario):
+            reporter.say(line)
+
+    continual = Continual(model.to(device), scenario, build_batches(options, model, device, processes),
+                          build_recipe(options), processes, reporter, device)
+    try:
+        if options["eval"]:
+            run = RunState(AccuracyMatrix(len(scenario.tasks)), AccuracyMatrix(len(scenario.tasks)))
+            for task, content in enumerate(outputs.load_task_checkpoints(folder, len(scenario.tasks), config)):
+                model.load_learned_state(content["model"])
+                continual.evaluate_till_now(task, run)
+        else:
+            run = continual.run(resume_from)
+    except NonFiniteLossError as error:
+        reporter.say(f"main.py: error: {error}")
+        return 1
+    if processes.is_main:
+        reporter.finish(run)
+    return 0
+
+
+# ---- parts: options in, objects out ----
+def build_batches(options: dict[str, Any], model, device, processes):
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+    from continual_datasets import Batches
+    from continual_datasets.transforms import EvalTransform, TrainTransform
+    from models import model_normalisation
+
+    mean, std = {"none": lambda: (None, None), "imagenet": lambda: (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+                 "model": lambda: model_normalisation(model.backbone)}[options["input_norm"]]()
+    return Batches(
+        TrainTransform(options["input_size"], tuple(options["scale"]), tuple(options["ratio"]), options["hflip"],
+                       mean, std),
+        EvalTransform(options["input_size"], mean, std), batch_size=options["batch_size"], seed=options["seed"],
+        device=device, rank=processes.rank, world_size=processes.world_size, prefetch=options["num_workers"],
+        pin_memory=options["pin_mem"])
+
+
+def build_recipe(options: dict[str, Any]):
+    from engine import Recipe
+    from utils import processes_from_environment
+
+    o = options
+    batch = o["batch_size"] * (1 if o["unscale_lr"] else processes_from_environment().world_size)
+    lr = o["lr"] * batch / 256
+
+    def make_optimizer(named_parameters):
+        from timm.optim import create_optimizer_v2
+
+        matrices, vectors = [], []
+        for _, parameter in named_parameters:
+            (matrices if parameter.ndim > 1 else vectors).append(parameter)
+        groups = [{"params": matrices, "weight_decay": o["weight_decay"]}, {"params": vectors, "weight_decay": 0.0}]
+        return create_optimizer_v2([g for g in groups if g["params"]], opt=o["opt"], lr=lr, momentum=o["momentum"],
+                                   weight_decay=o["weight_decay"], eps=o["opt_eps"], betas=tuple(o["opt_betas"]))
+
+    def make_schedule(optimizer):
+        from timm.scheduler import create_scheduler
+
+        # timm's own "constant" warms up; the reference's leaves the rate alone.
+        return None if o["sched"] == "constant" else create_scheduler(SimpleNamespace(**o, eval_metric="loss"),
+                                                                      optimizer)[0]
+
+    return Recipe(epochs=o["epochs"], make_optimizer=make_optimizer, make_schedule=make_schedule,
+                  clip_grad=o["clip_grad"], reinit_optimizer=o["reinit_optimizer"], train_mask=o["train_mask"],
+                  task_inc=o["task_inc"], eval_per_image=o["eval_per_image"], print_freq=o["print_freq"],
+                  seed=o["seed"])
+
+
+def check_optimizer(name: str) -> None:
+    from timm.optim import list_optimizers
+
+    names = list_optimizers()
+    if name.lower() not in names:
+        near = difflib.get_close_matches(name, names, n=3)
+        raise InputError(f"unknown --opt {name!r}: " + (f"did you mean {' or '.join(near)}?" if near
+                                                        else "use any timm optimizer, such as adam, adamw, sgd."))
+
+
+if __name__ == "__main__" or sys.argv[0] == "-m":  # `python -m main.py`, as the official README writes it
+    sys.exit(main())

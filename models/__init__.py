@@ -1,0 +1,77 @@
+"""The model: a frozen timm ViT, prompts and a head, put together from plain options."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import models.glyph_vit  # noqa: F401 -- registers the demo's backbone with timm
+from errors import InputError
+from models.prompted_vit import NearestMeanHead, PromptedViT
+from models.weights import backbone_fingerprint, build_backbone, model_normalisation, resolve_model_name
+from prompt import FixedPrompt, PromptPool
+from utils import random_generator
+
+__all__ = ["PromptedViT", "backbone_fingerprint", "build_model", "model_normalisation", "resolve_model_name"]
+
+
+def build_model(options: dict[str, Any], num_classes: int) -> PromptedViT:
+    """The model that the options describe, on the CPU, every parameter in place.
+
+    Raises:
+        InputError: a model that is not a timm VisionTransformer or lacks what the options need; unusable weights.
+    """
+    o = options
+    uses_cls = o["head_type"] in ("token", "token+prompt") or (
+        o["prompt_method"] != "none" and o["prompt_pool"] and o["embedding_key"] == "cls")
+    torch.manual_seed(o["seed"])  # timm draws random weights, where none are loaded, from the global generator
+    backbone = build_backbone(o["model"], input_size=o["input_size"], pretrained=o["pretrained"],
+                              init_checkpoint=o["init_checkpoint"], drop=o["drop"], drop_path=o["drop_path"],
+                              needs_cls=uses_cls)
+    prompts = build_prompt(o, backbone.embed_dim)
+    if prompts is not None and o["prompt_pos_embed"] == "cls" and (
+            backbone.pos_embed is None or backbone.no_embed_class or not backbone.has_class_token):
+        raise InputError(f"--prompt_pos_embed cls: {o['model']} has no position embedding for a cls token; "
+                         "use --prompt_pos_embed none.")
+    check_freeze_words(o["freeze"])
+    return PromptedViT(backbone, prompts, build_head(o, backbone.embed_dim, num_classes), head_type=o["head_type"],
+                       embedding_key=o["embedding_key"], prompt_pos_embed=o["prompt_pos_embed"],
+                       freeze=tuple(o["freeze"]))
+
+
+def build_prompt(o: dict[str, Any], dim: int) -> PromptPool | FixedPrompt | None:
+    """The prompt module, its values drawn by the seed alone."""
+    generator = random_generator(o["seed"], "prompt")
+    if o["prompt_method"] == "none":
+        return None
+    if not o["prompt_pool"]:
+        return FixedPrompt(dim, o["length"], initializer=o["initializer"], generator=generator)
+    return PromptPool(
+        dim, o["size"], o["length"], o["top_k"], initializer=o["initializer"], key_initializer=o["prompt_key_init"],
+        trained_key=o["prompt_key"], batchwise=o["batchwise_prompt"], task_mask=o["use_prompt_mask"],
+        share_prompts=o["shared_prompt_pool"], share_keys=o["shared_prompt_key"],
+        pull_coefficient=o["pull_constraint_coeff"] if o["pull_constraint"] else 0.0, generator=generator)
+
+
+def build_head(o: dict[str, Any], dim: int, num_classes: int) -> nn.Module:
+    if o["head"] == "ncm":
+        return NearestMeanHead(dim, num_classes)
+    head = nn.Linear(dim, num_classes)
+    nn.init.zeros_(head.bias)
+    if o["head_init"] == "zero":
+        nn.init.zeros_(head.weight)
+    else:
+        nn.init.trunc_normal_(head.weight, std=0.02, generator=random_generator(o["seed"], "head"))
+    return head
+
+
+FREEZE_ROOTS = ("blocks", "patch_embed", "cls_token", "norm", "norm_pre", "pos_embed", "reg_token", "fc_norm", "head",
+                "prompt")
+
+
+def check_freeze_words(words: list[str]) -> None:
+    """A word that names nothing would silently leave training on."""
+    for word in words:
+        if not any(word.startswith(root) or root.startswith(word) for root in FREEZE_ROOTS):
+            raise InputError(f"--freeze {word}: no parameter's name begins so; names begin with "
+                             f"{', '.join(FREEZE_ROOTS)}.")

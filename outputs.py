@@ -1,0 +1,253 @@
+"""What a run writes into `output_dir`, and what it prints.
+
+    config.json           every option, versions, commit, command, hardware
+    log.jsonl             one object per epoch and per evaluation
+    accuracy_matrix.csv   Acc@1 of task i (row) after training task t (column), percent
+    summary.json          the final metrics
+    checkpoint/           task01.pth … (exactly what was learned) and last.pth (all that a resumed run needs)
+    tensorboard/, plots/
+
+Only the main process writes and prints; the others get a `Silent` reporter with the same interface.
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from torch import Tensor
+
+from engine import RunState
+from errors import InputError
+from metrics import AccuracyMatrix
+from utils import load_checkpoint, save_checkpoint, write_atomically
+
+RUN_FILES = ("config.json", "log.jsonl", "accuracy_matrix.csv", "summary.json", "eval_summary.json",
+             "eval_accuracy_matrix.csv", "checkpoint", "tensorboard", "plots")
+
+
+def read_config(output_dir: str) -> dict[str, Any]:
+    """The config.json of the run in `output_dir`. Raises InputError where there is none, or an unreadable one."""
+    path = Path(output_dir) / "config.json"
+    try:
+        config = json.loads(path.read_text())
+        return config if isinstance(config["options"], dict) else {}["options"]
+    except FileNotFoundError:
+        raise InputError(f"--output_dir {output_dir} holds no run: there is no {path}.") from None
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is damaged: it does not hold the options of a run.") from error
+
+
+def holds_run(output_dir: str) -> bool:
+    return any((Path(output_dir) / name).exists() for name in RUN_FILES)
+
+
+def check_writable(output_dir: str) -> None:
+    """Raise InputError unless files can be made in `output_dir`, which need not exist yet. Makes nothing."""
+    path = Path(output_dir).absolute()
+    nearest = next(p for p in (path, *path.parents) if p.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"--output_dir {output_dir}: no files can be made in {nearest}; name another folder.")
+
+
+def remove_run(output_dir: str) -> None:
+    """Remove what a run wrote, and nothing else that lies there."""
+    for path in (Path(output_dir) / name for name in RUN_FILES):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def load_last_checkpoint(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """The content of last.pth, or None where a run has saved nothing yet."""
+    path = folder / "checkpoint" / "last.pth"
+    if not path.exists():
+        return None
+    content = load_checkpoint(path)
+    check_made_by(content, config, path)
+    return content
+
+
+def load_task_checkpoints(folder: Path, num_tasks: int, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The contents of task01.pth …, one after another. Raises InputError naming all files that are missing."""
+    paths = [folder / "checkpoint" / f"task{t + 1:02d}.pth" for t in range(num_tasks)]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        raise InputError(f"--eval: {folder / 'checkpoint'} lacks {', '.join(missing)}; finish the run with --resume "
+                         "first, or put the files back.")
+    for path in paths:
+        content = load_checkpoint(path)
+        check_made_by(content, config, path)
+        yield content
+
+
+def check_made_by(content: dict[str, Any], config: dict[str, Any], path: Path) -> None:
+    theirs, ours = content["made_by"], config["model"]
+    if theirs["backbone_sha256"] != ours["backbone_sha256"]:
+        raise InputError(f"{path} is a checkpoint of another model: it was trained on {theirs['name']} with other "
+                         f"backbone weights than these of {ours['name']}; give the same --init_checkpoint.")
+
+
+class Silent:
+    """The reporter of every process but the main one."""
+
+    def say(self, text: str) -> None: ...
+    def steps(self, task, epoch, done, total, loss, acc1, lr) -> None: ...
+    def epoch(self, task, epoch, **values) -> None: ...
+    def evaluated(self, task, run, prompts_TM) -> None: ...
+    def save(self, name, content) -> None: ...
+
+
+class Reporter(Silent):
+    """Prints, and writes the files of a run.
+
+    Args:
+        output_dir: the folder; '' writes nothing and only prints.
+        num_tasks, epochs: for "task 3/10", "epoch 2/5".
+        config: the content of config.json.
+        top_k: prompts chosen per image, for the plot of the choice; 0 without a pool.
+        keep_log: go on with the log that is there (a resumed run) instead of a new one.
+        evaluation: write under names beginning with `eval_`, and no checkpoint, log or TensorBoard file.
+    """
+
+    def __init__(self, output_dir: str, *, num_tasks: int, epochs: int, config: dict[str, Any], top_k: int = 0,
+                 keep_log: bool = False, evaluation: bool = False, stream: TextIO | None = None):
+        self.folder = Path(output_dir) if output_dir else None
+        self.num_tasks, self.epochs, self.config, self.top_k = num_tasks, epochs, config, top_k
+        self.evaluation = evaluation
+        self.stream = stream or sys.stdout
+        self._bar = None
+        self._tensorboard = None
+        self._prompts_TM: np.ndarray | None = None
+        if self.folder and not evaluation:
+            if not keep_log:
+                _write_json(self.folder / "config.json", config)
+                _write_text(self.folder / "log.jsonl", "")
+            from torch.utils.tensorboard import SummaryWriter  # slow to import, so only where it writes
+
+            self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"))
+
+    # ---- what the engine calls ----
+    def say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        print(text, file=self.stream, flush=True)
+
+    def steps(self, task: int, epoch: int, done: int, total: int, loss: float, acc1: float, lr: float) -> None:
+        where = f"task {task + 1}/{self.num_tasks} epoch {epoch + 1}/{self.epochs}"
+        values = f"loss {loss:.4f}  acc {acc1:.2f}  lr {lr:.3g}"
+        if not sys.stderr.isatty():
+            self.say(f"{where} step {done}/{total}  {values}")
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, desc=where, unit="step", leave=False, dynamic_ncols=True)
+        self._bar.set_postfix_str(values, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def epoch(self, task: int, epoch: int, **values: Any) -> None:
+        self._log("epoch", task=task + 1, epoch=epoch + 1, **values)
+        if "loss" in values:
+            self.say(f"task {task + 1}/{self.num_tasks} epoch {epoch + 1}/{self.epochs} done  loss {values['loss']:.4f}"
+                     f"  acc {values['acc@1']:.2f}  {values['seconds']:.1f} s")
+            self._scalars(task * self.epochs + epoch, train_loss=values["loss"], train_acc=values["acc@1"],
+                          lr=values["lr"])
+
+    def evaluated(self, task: int, run: RunState, prompts_TM: Tensor | None) -> None:
+        found = run.accuracy.summary(task)
+        self.say(f"after task {task + 1}/{self.num_tasks}:  " + " ".join(f"{a:.2f}" for a in found["per_task"]) + "\n"
+                 f"  Acc@1 {found['acc@1']:.2f}  Acc@5 {found['acc@5']:.2f}  loss {found['loss']:.4f}  "
+                 f"forgetting {found['forgetting']:.2f}  backward {found['backward']:.2f}")
+        chosen = {"prompts": prompts_TM.tolist()} if prompts_TM is not None else {}
+        per_image = {"acc@1_per_image": run.per_image.acc_at_1(task)} if run.per_image.column_complete(task) else {}
+        self._log("evaluation", task=task + 1, **found, **per_image, **chosen)
+        self._scalars(task + 1, avg_acc=found["acc@1"], forgetting=found["forgetting"], backward=found["backward"],
+                      learning_acc=found["learning_acc"], test_loss=found["loss"], **per_image,
+                      **{f"accuracy_{i + 1}": a for i, a in enumerate(found["per_task"])})
+        if prompts_TM is not None:
+            self._prompts_TM = prompts_TM.numpy()
+            if self._tensorboard:
+                indices = np.repeat(np.arange(prompts_TM.shape[1]), self._prompts_TM.sum(0))
+                self._tensorboard.add_histogram("prompts_chosen", indices, task + 1, bins=np.arange(
+                    prompts_TM.shape[1] + 1) - 0.5)
+        self._write_matrix(run.accuracy)
+
+    def save(self, name: str, content: dict[str, Any]) -> None:
+        if self.folder:
+            save_checkpoint(self.folder / "checkpoint" / f"{name}.pth", content | {"made_by": self.config["model"]})
+
+    # ---- the end of a run ----
+    def finish(self, run: RunState) -> dict[str, Any]:
+        """Print the whole matrix and both protocols; write the summary and the plots. Returns the summary."""
+        last = self.num_tasks - 1
+        summary = run.accuracy.summary(last) | {
+            "train_seconds": run.train_seconds, "eval_seconds": run.eval_seconds,
+            "train_images_per_second": run.images_trained / run.train_seconds if run.train_seconds else None,
+            "trainable_parameters": self.config["model"]["trainable_parameters"],
+            "seed": self.config["options"]["seed"], "protocol": self.config["protocol"], "config": self.config,
+        }
+        self.say("\n" + run.accuracy.format_table())
+        line = f"Acc@1 {summary['acc@1']:.2f}  forgetting {summary['forgetting']:.2f}"
+        self.say(f"{self.config['protocol']}:  {line}")
+        if run.per_image.column_complete(last):
+            summary["acc@1_per_image"] = run.per_image.acc_at_1(last)
+            every = all(run.per_image.column_complete(t) for t in range(self.num_tasks))
+            line = f"prompts chosen per image:  Acc@1 {summary['acc@1_per_image']:.2f}"
+            if every:
+                summary["forgetting_per_image"] = run.per_image.forgetting(last)
+                line += f"  forgetting {summary['forgetting_per_image']:.2f}"
+            self.say(line)
+        if self.folder:
+            _write_json(self.folder / ("eval_summary.json" if self.evaluation else "summary.json"), summary)
+            if not self.evaluation:
+                self._plot(run)
+        if self._tensorboard:
+            self._tensorboard.close()
+        return summary
+
+    def _plot(self, run: RunState) -> None:
+        import plots  # matplotlib is slow to import, and needed only here
+
+        tasks = range(self.num_tasks)
+        folder = self.folder / "plots"
+        per_image = [run.per_image.acc_at_1(t) if run.per_image.column_complete(t) else float("nan") for t in tasks]
+        plots.plot_accuracy_matrix(run.accuracy.acc1_TT, folder / "accuracy_matrix.png")
+        plots.plot_over_tasks([run.accuracy.acc_at_1(t) for t in tasks], [run.accuracy.forgetting(t) for t in tasks],
+                              folder / "over_tasks.png", per_image if np.isfinite(per_image).any() else None)
+        if self._prompts_TM is not None:
+            plots.plot_prompt_selection(self._prompts_TM, folder / "prompts_per_task.png", self.top_k)
+
+    # ---- files ----
+    def _write_matrix(self, accuracy: AccuracyMatrix) -> None:
+        if self.folder:
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows(accuracy.to_rows())
+            _write_text(self.folder / f"{'eval_' if self.evaluation else ''}accuracy_matrix.csv", text.getvalue())
+
+    def _log(self, kind: str, **values: Any) -> None:
+        if self.folder and not self.evaluation:
+            with open(self.folder / "log.jsonl", "a") as file:
+                file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **values}) + "\n")
+
+    def _scalars(self, step: int, **values: float) -> None:
+        if self._tensorboard:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_atomically(path, text.encode())
+
+
+def _write_json(path: Path, content: Any) -> None:
+    _write_text(path, json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,145 @@
+"""Processes, randomness and checkpoints: what every part of the program stands on. Imports nothing of the project."""
+
+import hashlib
+import io
+import os
+import pickle
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from errors import InputError
+
+
+# ---- randomness ----
+def random_seed(seed: int, *position: int | str) -> int:
+    """A seed for one place in a run: a function of (seed, position) and nothing else, spread by a hash."""
+    text = repr((seed, *position)).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
+
+
+def random_generator(seed: int, *position: int | str) -> torch.Generator:
+    """A CPU generator for one place in a run, such as (seed, "order", task, epoch)."""
+    return torch.Generator().manual_seed(random_seed(seed, *position))
+
+
+# ---- processes ----
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def processes_from_environment(world_size: int | None = None) -> Processes:
+    """What the launcher (torchrun, torch.distributed.launch) says in the environment; one process without it.
+
+    Raises:
+        InputError: `world_size` is given and is not the number of processes that the launcher started.
+    """
+    env = os.environ
+    found = Processes(int(env.get("RANK", 0)), int(env.get("LOCAL_RANK", 0)), int(env.get("WORLD_SIZE", 1)))
+    if world_size is not None and world_size != found.world_size:
+        raise InputError(f"--world_size {world_size}, but the launcher started {found.world_size} process(es): "
+                         f"start them with torchrun --nproc_per_node={world_size}, or leave --world_size out.")
+    return found
+
+
+def init_distributed(processes: Processes, device: torch.device, dist_url: str = "env://",
+                     timeout: timedelta = timedelta(minutes=30)) -> None:
+    """Join the process group: NCCL on CUDA, gloo on CPU. Nothing is done for a single process."""
+    if processes.world_size > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=dist_url, timeout=timeout,
+                                rank=processes.rank, world_size=processes.world_size)
+
+
+def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of `tensor` over all processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+@contextmanager
+def main_process_first(processes: Processes) -> Iterator[None]:
+    """The body runs in the main process first and in the others after it, so that only one of them fetches files."""
+    if processes.world_size > 1 and not processes.is_main:
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if processes.world_size > 1 and processes.is_main:
+            dist.barrier()
+
+
+# ---- files ----
+def write_atomically(path: Path, data: bytes) -> None:
+    """A reader of `path` sees the old content or the whole new one, whenever the machine stops."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+CHECKPOINT_FORMAT = "l2p-checkpoint-1"
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values, atomically, with a checksum over the bytes behind them."""
+
+    buffer = io.BytesIO()
+    torch.save({"format": CHECKPOINT_FORMAT, **content}, buffer)
+    data = buffer.getvalue()
+    write_atomically(path, data + _checksum(data))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote; tensors come on the CPU.
+
+    Raises:
+        InputError: no file, a damaged file, or a file of another program (a pickle that carries code is not run).
+    """
+
+    if not path.is_file():
+        raise InputError(f"{path} is missing: it is a checkpoint of the run in --output_dir.")
+    data = path.read_bytes()
+    body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
+    ours = checksum.startswith(_CHECKSUM_MARK)
+    if ours and _checksum(body) != checksum:
+        raise InputError(f"{path} is damaged (its checksum differs): remove it, or copy it anew.")
+    try:
+        content = torch.load(io.BytesIO(body if ours else data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is not a checkpoint of this program, or is cut short; a task1_checkpoint.pth of the "
+                         "PyTorch re-implementation carries pickled code and is not read: train anew here, or take "
+                         "its backbone weights with --init_checkpoint.") from error
+    if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
+        raise InputError(f"{path} is not a checkpoint of this program: give the --output_dir of a run made here.")
+    return content
+
+
+_CHECKSUM_MARK = b"l2p-sum:"
+_CHECKSUM_BYTES = len(_CHECKSUM_MARK) + 8
+
+
+def _checksum(data: bytes) -> bytes:
+    return _CHECKSUM_MARK + f"{zlib.crc32(data):08x}".encode()
