@@ -129,12 +129,15 @@ def build_and_run(command: Command, processes, device) -> int:
     from continual_datasets import build_scenario
     from engine import Continual, NonFiniteLossError, RunState
     from metrics import AccuracyMatrix
-    from models import build_model
+    from models import build_model, resolve_model_name
     from records import describe_run, opening_lines
     from utils import main_process_first
 
     options = command.options
     check_optimizer(options["opt"])
+    warning = resolve_model_name(options["model"])[1]
+    if warning and processes.is_main and not options["init_checkpoint"]:
+        print(f"main.py: warning: {warning}", file=sys.stderr)
     with main_process_first(processes):
         scenario = build_scenario(options["dataset"], options["data_path"], num_tasks=options["num_tasks"],
                                   download=options["download"] and processes.is_main, shuffle=options["shuffle"],

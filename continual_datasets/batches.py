@@ -60,7 +60,7 @@ class Batches:
         """
         n = len(images)
         order_N = torch.randperm(n, generator=random_generator(self.seed, "order", task, epoch))
-        draws_NU = torch.rand(n, self.train_transform.uniforms_per_image,
+        draws_NU = torch.rand(n, self.train_transform.num_uniforms,
                               generator=random_generator(self.seed, "augmentation", task, epoch))
         pixels_NHWC, labels_N = self._on_device(images)
         draws_NU = self._copy(draws_NU)

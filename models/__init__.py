@@ -22,12 +22,13 @@ def build_model(options: dict[str, Any], num_classes: int) -> PromptedViT:
         InputError: a model that is not a timm VisionTransformer or lacks what the options need; unusable weights.
     """
     o = options
-    uses_cls = o["head_type"] in ("token", "token+prompt") or (
-        o["prompt_method"] != "none" and o["prompt_pool"] and o["embedding_key"] == "cls")
+    needs_cls = [f"--{name} {o[name]}" for name, needed in (
+        ("head_type", o["head_type"] in ("token", "token+prompt")),
+        ("embedding_key", o["prompt_method"] != "none" and o["prompt_pool"] and o["embedding_key"] == "cls")) if needed]
     torch.manual_seed(o["seed"])  # timm draws random weights, where none are loaded, from the global generator
     backbone = build_backbone(o["model"], input_size=o["input_size"], pretrained=o["pretrained"],
                               init_checkpoint=o["init_checkpoint"], drop=o["drop"], drop_path=o["drop_path"],
-                              needs_cls=uses_cls)
+                              needs_cls=bool(needs_cls), needs_for=" and ".join(needs_cls))
     prompts = build_prompt(o, backbone.embed_dim)
     if prompts is not None and o["prompt_pos_embed"] == "cls" and (
             backbone.pos_embed is None or backbone.no_embed_class or not backbone.has_class_token):
