@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(command: Command) -> int:
     """Check everything that can be wrong, then build, then train or evaluate."""
+    check(command.options)
     command = with_saved_options(command)
     options = command.options
     check(options)
@@ -136,7 +137,7 @@ def build_and_run(command: Command, processes, device) -> int:
     options = command.options
     check_optimizer(options["opt"])
     warning = resolve_model_name(options["model"])[1]
-    if warning and processes.is_main and not options["init_checkpoint"]:
+    if warning and processes.is_main and options["pretrained"] and not options["init_checkpoint"]:
         print(f"main.py: warning: {warning}", file=sys.stderr)
     with main_process_first(processes):
         scenario = build_scenario(options["dataset"], options["data_path"], num_tasks=options["num_tasks"],
@@ -149,6 +150,9 @@ def build_and_run(command: Command, processes, device) -> int:
 
     folder = Path(options["output_dir"] or os.devnull)
     resume_from = outputs.load_last_checkpoint(folder, config) if options["resume"] else None
+    if options["eval"]:
+        for content in outputs.load_task_checkpoints(folder, len(scenario.tasks), config):
+            model.load_learned_state(content["model"])  # every one fits, before anything is evaluated
     if processes.is_main and options["overwrite"]:
         outputs.remove_run(options["output_dir"])
     reporter = outputs.Silent()

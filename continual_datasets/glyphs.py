@@ -67,7 +67,7 @@ def glyph_images(classes: Sequence[int], per_class: int, seed: int) -> tuple[np.
 
 def _draw(keys_N: np.ndarray, fields_CRR: np.ndarray, field_of_N: np.ndarray) -> np.ndarray:
     """One image per key, of the shape whose distance field is fields_CRR[field_of_N]: uint8 [N, 32, 32, 3]."""
-    draws = iter(_uniform(keys_N, 15 + 8 * _CLUTTER).T[:, :, None])
+    draws = iter(_uniform(keys_N, 14 + 8 * _CLUTTER).T[:, :, None])
 
     def between(low: float, high: float) -> np.ndarray:
         return low + (high - low) * next(draws)  # [N, 1]
@@ -87,10 +87,8 @@ def _draw(keys_N: np.ndarray, fields_CRR: np.ndarray, field_of_N: np.ndarray) ->
     glyph_x_NP = cos * x_NP + sin * y_NP - shear * glyph_y_NP
     ink_NP1 = _pen(scale * _read_field(fields_CRR, field_of_N, glyph_x_NP, glyph_y_NP), half_width)
 
-    # One of the two colours is dark and one is light, per channel; which is the ink's is a coin toss.
-    ink_is_light, dark_N13, light_N13 = next(draws)[..., None] < 1.5, 0.5 * colour(), 0.5 + 0.5 * colour()
-    ink_N13 = np.where(ink_is_light, light_N13, dark_N13)
-    paper_N13 = np.where(ink_is_light, dark_N13, light_N13)
+    # Light ink on dark paper, in every channel.
+    ink_N13, paper_N13 = 0.5 + 0.5 * colour(), 0.5 * colour()
     image_NP3 = paper_N13 + (shade * x_P)[..., None] * np.float32(0.5)
     for _ in range(_CLUTTER):
         x, y, turn, length = between(-1, 1), between(-1, 1), between(0, np.pi), between(0.05, 0.3)

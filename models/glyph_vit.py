@@ -1,6 +1,6 @@
 """The demo's backbone as a timm model: `timm.create_model("glyph_vit_tiny")` after this module is imported.
 
-Its weights are `demo/glyph_vit.safetensors`, loaded by `--init_checkpoint` like any others; `demo/pretrain.py` made them.
+Its weights are `demo/glyph_vit.safetensors`: `demo/pretrain.py` made them, `--init_checkpoint` loads them as others.
 """
 
 from typing import Any
@@ -36,6 +36,7 @@ def glyph_vit_tiny(pretrained: bool = False, **kwargs: Any) -> VisionTransformer
     """
     if pretrained:
         raise InputError(
-            "glyph_vit_tiny has no weights to download: use --no-pretrained --init_checkpoint demo/glyph_vit.safetensors."
+            "glyph_vit_tiny has no weights to download: give --init_checkpoint demo/glyph_vit.safetensors instead."
         )
-    return build_model_with_cfg(VisionTransformer, "glyph_vit_tiny", pretrained, **{"num_classes": 0, **GLYPH_VIT, **kwargs})
+    settings = {"num_classes": 0, **GLYPH_VIT, **kwargs}
+    return build_model_with_cfg(VisionTransformer, "glyph_vit_tiny", pretrained, **settings)

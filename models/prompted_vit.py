@@ -12,6 +12,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from errors import InputError
 from prompt import FixedPrompt, PromptPool, Prompts
 
 
@@ -176,12 +177,13 @@ class PromptedViT(nn.Module):
 
     @torch.no_grad()
     def load_learned_state(self, state: dict[str, Tensor]) -> None:
-        """Take over what `learned_state` gave. Raises ValueError naming what does not fit."""
+        """Take over what `learned_state` gave. Raises InputError naming what does not fit."""
         own = dict(self.trained_parameters()) | {f"head.{n}": b for n, b in self.head.named_buffers()}
         wrong = sorted(own.keys() ^ state.keys()) + sorted(
             name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
         if wrong:
-            raise ValueError(f"names or shapes differ: {', '.join(wrong[:5])}{' …' if len(wrong) > 5 else ''}")
+            raise InputError(f"the checkpoint is of another model: {', '.join(wrong[:5] + ['…'] * (len(wrong) > 5))} "
+                             "differ in name or shape; give the --output_dir of a run of this model.")
         for name, tensor in own.items():
             tensor.copy_(state[name])
 

@@ -302,7 +302,7 @@ BAD_ARRAYS = {  # arrays put in place of good ones, and what the message must sa
     "float labels": ({"y_train": LABELS.astype(float)}, "y_train is float64.*whole numbers"),
     "NaN labels": ({"y_train": np.full(24, np.nan)}, "y_train is float64.*whole numbers"),
     "words for labels": ({"y_train": np.array(["ant", "bee", "cat", "dog"] * 6)}, "y_train is <U3.*whole numbers"),
-    "negative labels": ({"y_train": LABELS - 1}, "y_train holds labels from -1 to 2.*from 0 to"),
+    "negative labels": ({"y_train": LABELS - 1}, "y_train holds labels from -1 to 2.*from 0"),
     "unseen test label": ({"y_test": np.tile([0, 1, 2, 4], 3)}, "y_test holds labels from 0 to 4.*from 0 to 3"),
     "label beyond the names": ({"class_names": np.array(["ant", "bee", "cat"])}, "y_train holds labels from 0 to 3"),
     "a label far out": ({"y_train": np.where(np.arange(24) == 5, 10**6, LABELS)}, "y_train.*1000000"),

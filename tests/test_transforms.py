@@ -22,7 +22,6 @@ from errors import InputError
 
 SCALE, RATIO = (0.05, 1.0), (3 / 4, 4 / 3)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-STEP = 1 / 255 + 1e-6  # one level of 8 bits
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -39,6 +38,11 @@ def pictures(count: int, height: int, width: int) -> torch.Tensor:
 
 def pillow(image_HWC: torch.Tensor) -> Image.Image:
     return Image.fromarray(image_HWC.numpy())
+
+
+def goes_down_first(height: int, width: int, new_height: int, new_width: int) -> bool:
+    """Pillow 13 and later resize these down before across, and so round (and clamp) otherwise than earlier ones."""
+    return height - new_height > max(0, 2 * (width - new_width))
 
 
 def resized_by_torchvision(images_BHWC: torch.Tensor, boxes_B4: torch.Tensor, size: int) -> torch.Tensor:
@@ -72,8 +76,8 @@ def test_crop_and_resize_equals_pillow(height, width, size):
     ours = crop_and_resize(images_BHWC, boxes_B4, no_flip(len(boxes_B4)), size)
     difference = (ours - resized_by_torchvision(images_BHWC, boxes_B4, size)).abs()
     assert difference.max() <= 1
-    enlarged = boxes_B4[:, 2] <= size  # shrunk downwards, Pillow may go down before across, by its version
-    assert difference[enlarged].max() == 0
+    same_order = torch.tensor([not goes_down_first(h, w, size, size) for _, _, h, w in boxes_B4.tolist()])
+    assert difference[same_order].max() == 0
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 224), (90, 70, 20)])
@@ -95,9 +99,10 @@ def test_taps_lie_in_the_box_and_sum_to_one(kind):
         assert (taps.weight_BOK.sum(2) - 2**22).abs().max() <= 50  # each tap is rounded
 
 
-@pytest.mark.parametrize(("height", "width", "scale"), [(32, 32, SCALE), (40, 64, SCALE), (26, 40, (0.7, 1.0))])
-def test_crops_follow_torchvisions_law(height, width, scale):
-    count = 20_000
+@pytest.mark.parametrize(
+    ("height", "width", "scale", "count"), [(32, 32, SCALE, 20_000), (26, 40, (0.7, 1.0), 10_000)]
+)
+def test_crops_follow_torchvisions_law(height, width, scale, count):
     ours = draw_crops(numbers(count, CROP_UNIFORMS), height, width, scale, RATIO)
     image = torch.empty(3, height, width)
     with torch.random.fork_rng():
@@ -115,8 +120,9 @@ def test_crops_follow_torchvisions_law(height, width, scale):
         lambda t, l, h, w: t / (height - h + 1),
         lambda t, l, h, w: t * width + l,
     ):
-        # Kolmogorov and Smirnov's distance passes 0.025 once in 150,000 draws of two such samples.
-        assert ks_distance(quantity(*ours.T), quantity(*theirs.T)) < 0.025, inspect.getsource(quantity)
+        # Kolmogorov and Smirnov's distance of two samples of one law is as large once in 150,000 times.
+        limit = 2.5 * (2 / count) ** 0.5
+        assert ks_distance(quantity(*ours.T), quantity(*theirs.T)) < limit, inspect.getsource(quantity)
 
 
 def ks_distance(first: torch.Tensor, second: torch.Tensor) -> float:
@@ -163,7 +169,7 @@ def test_train_transform_equals_torchvision():
     ours = TrainTransform(64)(images_BHWC, uniforms_BU)
     assert ours.dtype == torch.float32
     assert ours.shape == (12, 3, 64, 64)
-    assert (ours - expected).abs().max() <= STEP
+    assert (ours - expected).abs().max() < 1e-6
     normalised = TrainTransform(64, mean=MEAN, std=STD)(images_BHWC, uniforms_BU)
     torch.testing.assert_close(normalised, functional.normalize(ours, list(MEAN), list(STD)))
 
@@ -174,14 +180,15 @@ def test_flips_have_the_given_probability():
     plain, mirrored = (TrainTransform(8, hflip=p)(images_BHWC, uniforms_BU) for p in (0.0, 1.0))
     assert torch.equal(mirrored, plain.flip(3))
     some = TrainTransform(8, hflip=0.3)(images_BHWC, uniforms_BU)
-    is_mirrored_B = (some == mirrored).flatten(1).all(1) & (some != plain).flatten(1).any(1)
-    assert torch.equal(some[~is_mirrored_B], plain[~is_mirrored_B])
-    assert 0.2 < is_mirrored_B.float().mean() < 0.4
+    flip_B = uniforms_BU[:, -1] < 0.3
+    assert torch.equal(some, torch.where(flip_B[:, None, None, None], mirrored, plain))
+    assert 0.2 < flip_B.float().mean() < 0.4
 
 
+# No image taller than twice its width: Pillow's order would depend on its version.
 @pytest.mark.parametrize("size", [224, 32])
 @pytest.mark.parametrize(
-    ("height", "width"), [(32, 32), (28, 28), (40, 64), (64, 40), (300, 260), (260, 300), (33, 171)]
+    ("height", "width"), [(32, 32), (28, 28), (40, 64), (64, 40), (300, 260), (260, 300), (33, 171), (500, 251)]
 )
 def test_eval_transform_equals_torchvision(height, width, size):
     images_BHWC = pictures(2, height, width)
@@ -194,10 +201,7 @@ def test_eval_transform_equals_torchvision(height, width, size):
     ours = EvalTransform(size)(images_BHWC)
     assert ours.dtype == torch.float32
     assert ours.shape == expected.shape
-    difference = (ours - expected).abs()
-    assert difference.max() <= 2 * STEP
-    if height <= size:  # shrunk downwards, Pillow may go down before across, by its version
-        assert difference.max() < 1e-6
+    assert (ours - expected).abs().max() < 1e-6
     normalised = EvalTransform(size, MEAN, STD)(images_BHWC)
     torch.testing.assert_close(normalised, functional.normalize(ours, list(MEAN), list(STD)))
 

@@ -326,6 +326,18 @@ def test_another_grid_is_resampled_by_timm(tmp_path, name):
     assert torch.equal(model.cls_token, source.cls_token)
 
 
+def test_original_dinov2_and_deit3_names_are_converted_by_timm(tmp_path):
+    source = donor("weights_test_rich_vit")
+    state = {re.sub(r"ls([12])\.gamma", r"gamma_\1", key): value for key, value in source.state_dict().items()}
+    cls_position = torch.full((1, 1, 24), 0.5)
+    state["mask_token"] = torch.zeros(1, 24)
+    state["register_tokens"] = state.pop("reg_token")
+    state["pos_embed"] = torch.cat([cls_position, state["pos_embed"]], dim=1)
+    state["cls_token"] = state["cls_token"] - cls_position
+    model = backbone("weights_test_rich_vit", init_checkpoint=save_as(tmp_path / "vit.pth", state))
+    torch.testing.assert_close(features(model), features(source), rtol=0, atol=1e-5)
+
+
 # ---- weights from a file: what is wrong with it
 
 
