@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("\n".join(f"{name:{max(map(len, names))}}  {load_experiment(name).summary}" for name in names))
             return 0
         if "-h" in argv or "--help" in argv:
-            named = argv[0] in experiment_names()
-            build_parser(load_experiment(argv[0]) if named else None).print_help()
+            named = not argv[0].startswith("-")
+            build_parser(load_experiment(parse(argv[:1]).experiment) if named else None).print_help()
             return 0
         return run(parse(argv))
     except InputError as error:
@@ -41,7 +41,7 @@ def run(command: Command) -> int:
     check(command.options)
     command = with_saved_options(command)
     options = command.options
-    check(options)
+    warnings = command.warnings + check(options)
 
     import torch  # late, so that a mistyped option is answered at once
 
@@ -51,7 +51,7 @@ def run(command: Command) -> int:
     device = choose_device(options["device"], processes.local_rank)
     check_output_dir(options)
     if processes.is_main:
-        for warning in command.warnings:
+        for warning in warnings:
             print(f"main.py: warning: {warning}", file=sys.stderr)
     init_distributed(processes, device, options["dist_url"])
     try:

@@ -1,4 +1,4 @@
-"""Processes, randomness and checkpoints: what every part of the program stands on. Imports nothing of the project."""
+"""Processes, randomness and checkpoints: what every part of the program stands on."""
 
 import hashlib
 import io

@@ -8,6 +8,7 @@ given. `--eval` and `--resume` put the options saved in `output_dir/config.json`
 import argparse
 import difflib
 import math
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,12 @@ def boolean(text: str) -> bool:
     return words[text.lower()]
 
 
+def word(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("'' is no word; for an empty list give the option alone")
+    return text
+
+
 def or_none(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return lambda text: None if text.lower() == "none" else parse(text)
 
@@ -91,7 +98,7 @@ GROUPS: dict[str, list[Option]] = {
            ("none", "imagenet", "model")),
         _o("drop", number(0, 0.99), 0.0, "dropout rate in the prompted pass"),
         _o("drop_path", number(0, 0.99), 0.0, "stochastic depth rate in the prompted pass"),
-        _o("freeze", str, ["blocks", "patch_embed", "cls_token", "norm", "pos_embed", "reg_token", "fc_norm"],
+        _o("freeze", word, ["blocks", "patch_embed", "cls_token", "norm", "pos_embed", "reg_token", "fc_norm"],
            "parameters whose names begin with one of these words do not train; no word: everything trains",
            nargs="*"),
         _o("head", str, "linear", "classifier: a trained linear layer, or the nearest class mean (no gradient)",
@@ -103,10 +110,10 @@ GROUPS: dict[str, list[Option]] = {
     "optimizer": [
         _o("opt", str, "adam", "any timm optimizer"),
         _o("opt_eps", number(0), 1e-8, "epsilon of the optimizer"),
-        _o("opt_betas", number(0, 1), [0.9, 0.999], "betas of the optimizer", nargs=2),
+        _o("opt_betas", number(0, 0.999999), [0.9, 0.999], "betas of the optimizer", nargs=2),
         _o("momentum", number(0, 1), 0.9, "momentum of sgd and the like"),
         _o("weight_decay", number(0), 0.0, "weight decay of matrices (none for biases)"),
-        _o("clip_grad", or_none(number(0)), 1.0, "largest global gradient norm of what trains; none: no clipping"),
+        _o("clip_grad", or_none(number(1e-12)), 1.0, "largest global gradient norm of what trains; none: no clipping"),
         _o("reinit_optimizer", boolean, True, "a new optimizer and schedule for every task"),
     ],
     "learning rate": [
@@ -116,7 +123,7 @@ GROUPS: dict[str, list[Option]] = {
         _o("warmup_epochs", integer(0), 5, "epochs of linear warm-up (not with constant)"),
         _o("warmup_lr", number(0), 1e-6, "learning rate where the warm-up begins"),
         _o("min_lr", number(0), 1e-5, "lowest learning rate of cosine, tanh, poly, plateau"),
-        _o("decay_epochs", number(0), 30.0, "epochs between decays (step)"),
+        _o("decay_epochs", number(1), 30.0, "epochs between decays (step)"),
         _o("decay_milestones", integer(1), [30, 60], "epochs at which to decay (multistep)", nargs="+"),
         _o("decay_rate", number(0), 0.1, "factor of a decay (step, multistep, plateau), power (poly)"),
         _o("patience_epochs", integer(0), 10, "epochs without a lower training loss before a decay (plateau)"),
@@ -186,8 +193,7 @@ OPTIONS: dict[str, Option] = {option.name: option for group in GROUPS.values() f
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        message = message.replace("argument --", "--", 1)
-        raise InputError(message[0].upper() + message[1:] if message.startswith("expected") else message)
+        raise InputError(message.replace("argument --", "--", 1))
 
 
 @dataclass
@@ -242,8 +248,10 @@ def parse(argv: Sequence[str]) -> Command:
     argv = list(argv)
     if any(word.startswith("--my_config") for word in argv):
         raise InputError(translate_jax_command(argv))
-    named = bool(argv) and not argv[0].startswith("-")
-    experiment = _experiment(argv.pop(0) if named else DEFAULT_EXPERIMENT)
+    # torch.distributed.launch without --use_env puts its own option before ours
+    position = 1 if argv and re.match("--local[-_]rank=", argv[0]) else 0
+    named = len(argv) > position and not argv[position].startswith("-")
+    experiment = _experiment(argv.pop(position) if named else DEFAULT_EXPERIMENT)
     parser = build_parser(experiment)
     known, unknown = parser.parse_known_args([_underscores(word) for word in argv])
     if unknown:
@@ -273,9 +281,11 @@ def _underscores(word: str) -> str:
 def _unknown(word: str) -> str:
     if not word.startswith("-"):
         return f"unexpected word {word!r}: the experiment comes first, and every other word belongs to an option."
-    name = word.lstrip("-").partition("=")[0]
-    near = difflib.get_close_matches(name, OPTIONS, n=2, cutoff=0.7)
-    return f"unknown option --{name}: " + (
+    typed = word.partition("=")[0]
+    name = typed.lstrip("-")
+    begun = [name] if name in OPTIONS else [option for option in OPTIONS if name and option.startswith(name)][:3]
+    near = begun or difflib.get_close_matches(name, OPTIONS, n=2, cutoff=0.7)
+    return f"unknown option {typed}: " + (
         f"did you mean {' or '.join('--' + n for n in near)}?" if near else "main.py --help prints them all.")
 
 
@@ -287,8 +297,12 @@ _JAX_OPTIONS = {"init_checkpoint": "init_checkpoint", "seed": "seed", "learning_
 
 def translate_jax_command(argv: Sequence[str]) -> str:
     """The sentence that answers `--my_config configs/X.py --workdir=DIR --my_config.field=value`."""
-    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    pairs = list(zip(words[::2], words[1::2], strict=False))
+    pairs: list[list[str]] = []
+    for word in argv:
+        if word.startswith("--") or not pairs:
+            pairs.append([*word.split("=", 1), ""][:2])
+        else:
+            pairs[-1][1] = word
     experiment, command, untranslated = DEFAULT_EXPERIMENT, [], []
     for key, value in pairs:
         field = key.removeprefix("--my_config.")

@@ -5,8 +5,8 @@ from typing import Any
 from errors import InputError
 
 
-def check(options: dict[str, Any]) -> None:
-    """Raise InputError at the first contradiction among `options`."""
+def check(options: dict[str, Any]) -> list[str]:
+    """Warnings about options that are allowed but hardly meant. Raises InputError at the first contradiction."""
     o = options
     uses_prompts = o["prompt_method"] != "none"
     uses_pool = uses_prompts and o["prompt_pool"]
@@ -23,7 +23,8 @@ def check(options: dict[str, Any]) -> None:
         raise InputError("--head ncm trains nothing: leave the backbone frozen (do not give an empty --freeze).")
     for switch in ("use_prompt_mask", "shared_prompt_pool", "shared_prompt_key"):
         if o[switch] and not uses_pool:
-            raise InputError(f"--{switch} needs a prompt pool: remove it, or use --prompt_pool true.")
+            raise InputError(f"--{switch} needs a prompt pool: remove it, or use "
+                             f"{'--prompt_pool true' if uses_prompts else '--prompt_method l2p'}.")
     if o["shared_prompt_key"] and not o["prompt_key"]:
         raise InputError("--shared_prompt_key needs keys of their own: use --prompt_key true.")
     for name in ("scale", "ratio"):
@@ -39,3 +40,7 @@ def check(options: dict[str, Any]) -> None:
     modes = [f"--{mode}" for mode in ("eval", "resume", "overwrite") if o[mode]]
     if len(modes) > 1:
         raise InputError(f"{' and '.join(modes)} exclude each other: give one of them.")
+    if o["sched"] != "constant" and o["warmup_epochs"] >= o["epochs"]:
+        return [f"--sched {o['sched']}: all {o['epochs']} epochs of a task are warm-up (--warmup_epochs "
+                f"{o['warmup_epochs']}), so the schedule itself never begins."]
+    return []

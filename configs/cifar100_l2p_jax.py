@@ -8,7 +8,6 @@ rate by all 128; on one process, --batch-size 128 takes the same steps (but one 
 """
 
 DEFAULTS = {
-    "size": 10,
     "length": 10,
     "top_k": 4,
     "pull_constraint_coeff": 1.0,

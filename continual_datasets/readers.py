@@ -27,6 +27,7 @@ def read_cifar100(data_path: str, download: bool) -> Dataset:
         return read_npz(data_path, download)
     from torchvision.datasets import CIFAR100  # imported late: only this reader needs torchvision's data sets
 
+    data_path = os.path.expanduser(data_path)
     folder = Path(data_path) / CIFAR100.base_folder
     files = [name for name, _ in [*CIFAR100.train_list, *CIFAR100.test_list]] + [CIFAR100.meta["filename"]]
     missing = [name for name in files if not (folder / name).is_file()]
@@ -40,6 +41,9 @@ def read_cifar100(data_path: str, download: bool) -> Dataset:
         raise InputError(f"--download could not fetch CIFAR-100 into {data_path} ({error}); put the files into "
                          f"{folder} by hand, {NO_DATA_HINT}") from error
     except RuntimeError as error:
+        if not folder.exists():
+            raise InputError(f"--download fetched an archive into {data_path} that is not CIFAR-100's (its checksum "
+                             f"differs); try again, or put the files into {folder} by hand.") from error
         raise InputError(f"--data_path {data_path}: a file in {folder} is damaged (its checksum differs); remove the "
                          "folder and use --download, or copy it anew.") from error
     return Dataset(_images(train.data, train.targets), _images(test.data, test.targets), tuple(train.classes))
@@ -51,18 +55,30 @@ def read_npz(data_path: str, download: bool = False) -> Dataset:
     if not path.is_file():
         raise InputError(f"--data_path {data_path}: there is no such file, {NO_DATA_HINT}")
     try:
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"--data_path {data_path} cannot be read as an .npz ({error}); make it anew.") from error
+    except Exception as error:  # numpy, zipfile, zlib and tokenize each have their own for damaged bytes
+        raise InputError(f"--data_path {data_path} cannot be read as an .npz of plain arrays (no Python objects); "
+                         "make it anew with numpy.savez.") from error
     absent = [name for name in ("x_train", "y_train", "x_test", "y_test") if name not in arrays]
     if absent:
         raise InputError(f"--data_path {data_path} has no {', '.join(absent)}; an .npz data set has x_train, y_train, "
                          "x_test, y_test.")
     names = arrays.get("class_names")
-    num_classes = len(names) if names is not None else int(max(arrays["y_train"].max(initial=0), 0)) + 1
-    parts = [_checked(data_path, part, arrays[f"x_{part}"], arrays[f"y_{part}"], num_classes)
-             for part in ("train", "test")]
+    if names is not None and names.ndim != 1:
+        raise InputError(f"--data_path {data_path}: class_names has shape {names.shape}; give one name per class.")
+    if names is not None and names.dtype.kind == "S":
+        names = np.char.decode(names, "utf-8")
+    num_classes = None if names is None else len(names)
+    train = _checked(data_path, "train", arrays["x_train"], arrays["y_train"], num_classes)
+    if num_classes is None:
+        num_classes = len(np.unique(train.labels_N))
+        if train.labels_N.max() >= num_classes:
+            raise InputError(f"--data_path {data_path}: y_train holds {num_classes} different labels up to "
+                             f"{train.labels_N.max()}; number the classes from 0 without gaps, or give class_names.")
+    parts = [train, _checked(data_path, "test", arrays["x_test"], arrays["y_test"], num_classes)]
     if parts[0].pixels_NHWC.shape[1:] != parts[1].pixels_NHWC.shape[1:]:
         raise InputError(f"--data_path {data_path}: x_train and x_test hold images of different sizes.")
     return Dataset(*parts, tuple(map(str, names)) if names is not None else tuple(map(str, range(num_classes))))
@@ -94,7 +110,7 @@ def _images(pixels: np.ndarray, labels) -> Images:
     return Images(np.ascontiguousarray(pixels), np.asarray(labels, dtype=np.int64))
 
 
-def _checked(data_path: str, part: str, pixels: np.ndarray, labels: np.ndarray, num_classes: int) -> Images:
+def _checked(data_path: str, part: str, pixels: np.ndarray, labels: np.ndarray, num_classes: int | None) -> Images:
     where = f"--data_path {data_path}: "
     if pixels.dtype != np.uint8:
         raise InputError(f"{where}x_{part} is {pixels.dtype}; pixels must be uint8 from 0 to 255.")
@@ -107,7 +123,7 @@ def _checked(data_path: str, part: str, pixels: np.ndarray, labels: np.ndarray, 
         raise InputError(f"{where}y_{part} is {labels.dtype}; labels must be whole numbers.")
     if not len(labels):
         raise InputError(f"{where}x_{part} holds no image.")
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise InputError(f"{where}y_{part} holds labels from {labels.min()} to {labels.max()}; with {num_classes} "
-                         f"classes they must lie from 0 to {num_classes - 1}.")
+    if labels.min() < 0 or (num_classes is not None and labels.max() >= num_classes):
+        limit = "from 0" if num_classes is None else f"from 0 to {num_classes - 1}, with {num_classes} classes"
+        raise InputError(f"{where}y_{part} holds labels from {labels.min()} to {labels.max()}; they must lie {limit}.")
     return _images(pixels, labels)

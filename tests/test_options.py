@@ -1,17 +1,19 @@
 """Every option does something: what each one changes in the computed values, not only in config.json.
 
-`PROBES` holds one row per option: words that set it, and which of the values measured by `Lab` differ then from those of
-the same command line without them. Options whose effect is not a difference between two runs have a test of their own,
-listed in `OWN_TESTS`. Whoever adds an option adds a row to one of the two.
+`PROBES` holds one row per option: words that set it, and which of the measured values then differ from those of the
+same command line without them. Options whose effect is no difference between two runs have a test of their own, named
+in `OWN_TESTS`. Whoever adds an option adds a row to one of the two.
 """
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,86 +28,122 @@ from fixtures import ROOT, write_npz
 from safetensors.torch import save_file
 
 import main
-from configs.base import OPTIONS, default_options, parse
+from configs.base import OPTIONS, parse
+from continual_datasets import Scenario
+from continual_datasets.readers import read_npz
+from records import opening_lines
 from utils import Processes, load_checkpoint
 
-BASE = ("cifar100_l2p", "--num_tasks", "2", "--model", "glyph_vit_tiny", "--no-pretrained", "--input_size", "32",
-        "--batch_size", "4", "--epochs", "1", "--num_workers", "0", "--eval_per_image", "never", "--device", "cpu")
+pytestmark = pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")
+
+# {data}, {other} and {weights} stand for files of the `Lab`.
+BASE = ("cifar100_l2p", "--data_path", "{data}", "--num_tasks", "2", "--epochs", "1", "--batch_size", "4",
+        "--num_workers", "0", "--model", "glyph_vit_tiny", "--no-pretrained", "--input_size", "32",
+        "--eval_per_image", "never", "--device", "cpu")
 NO_PROMPTS = ("--prompt_method", "none", "--head_type", "token")
 SGD = ("--opt", "sgd")
-NORMAL = ("--initializer", "normal", "--prompt_key_init", "normal")
 # Queries that differ from image to image, whatever the weights: an untrained ViT's cls outputs are all alike.
 DIVERSE = ("--embedding_key", "mean", "--input_norm", "imagenet")
 
 
 # ---- measuring ----
-def measure_run(words: tuple[str, ...], folder: Path, data: Path) -> dict[str, Any]:
-    """Run the program and collect what it computed; times are left out. A value of any name can be compared by ==."""
-    weights = data.with_suffix(".safetensors")
-    words = tuple(word.format(data=data, weights=weights) for word in words)
-    given = ("--data_path", str(data)) if "--data_path" not in words else ()
-    code, out, err = call(*words, *given, "--output_dir", folder)
-    assert code == 0, err
+def measure_run(words: tuple[str, ...], folder: Path) -> dict[str, Any]:
+    """Run the program and collect what it computed, without times; values of one name can be compared by ==."""
+    # Stopped at the table after the last task: every value is there by then, and plots would take as long again.
+    code, out, err = call(*words, "--output_dir", folder, out=Interrupting("\nafter task"))
+    assert code == 130, err
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     epochs = [row for row in log if row["kind"] == "epoch"]
-    evaluations = [{k: v for k, v in row.items() if k != "time"} for row in log if row["kind"] == "evaluation"]
-    learned = [load_checkpoint(path)["model"] for path in sorted(folder.glob("checkpoint/task*.pth"))]
+    evaluations = [row for row in log if row["kind"] == "evaluation"]
+    learned = learned_in(folder)
+    config = json.loads((folder / "config.json").read_text())
     return {
         "warnings": err.splitlines(),
+        "opening": re.search(r"^seed .*(?=, writing)", out, re.MULTILINE)[0],
         "steps": re.findall(r"^task (\S+) epoch (\S+) step (\S+)", out, re.MULTILINE),
         "first loss": [row.get("loss") for row in epochs if row["task"] == 1],
         "later loss": [row.get("loss") for row in epochs if row["task"] > 1],
         "lr": [row.get("lr") for row in epochs],
-        "evaluation": [{k: v for k, v in row.items() if k != "acc@1_per_image"} for row in evaluations],
+        "evaluation": [{k: v for k, v in row.items() if k not in ("time", "acc@1_per_image")} for row in evaluations],
         "per image": [row.get("acc@1_per_image") for row in evaluations],
-        "shapes": [{name: tuple(tensor.shape) for name, tensor in state.items()} for state in learned],
+        "shapes": [{name: tensor.shape for name, tensor in state.items()} for state in learned],
         "learned": [{name: tensor.numpy().tobytes() for name, tensor in state.items()} for state in learned],
-        "backbone": json.loads((folder / "config.json").read_text())["model"]["backbone_sha256"],
+        "backbone": config["model"]["backbone_sha256"],
+        "device": config["device"],
+        "processes": config["world_size"],
     }
 
 
-def measure_rates(words: tuple[str, ...], folder: Path, data: Path) -> dict[str, Any]:
-    """The learning rate of every epoch of a task whose loss never falls."""
+def measure_rates(words: tuple[str, ...], folder: Path | None = None) -> dict[str, Any]:
+    """The learning rate of each epoch of a task whose loss never falls."""
     options = parse(words).options
     recipe = main.build_recipe(options)
     optimizer = recipe.make_optimizer([("weight", torch.nn.Parameter(torch.zeros(1, 1)))])
     schedule = recipe.make_schedule(optimizer)
-    rates = []
+    found = []
     for epoch in range(options["epochs"]):
-        rates.append(optimizer.param_groups[0]["lr"])
+        found.append(optimizer.param_groups[0]["lr"])
         if schedule is not None:
             schedule.step(epoch + 1, metric=1.0)
-    return {"rates": rates}
+    return {"rates": found}
 
 
-def call(*words: object) -> tuple[int, str, str]:
-    """Run the program in this process: exit code, stdout, stderr."""
-    out, err = io.StringIO(), io.StringIO()
+def call(*words: object, out: io.StringIO | None = None) -> tuple[int, str, str]:
+    """Run the program in this process: exit code (130 after Ctrl-C, as shells have it), stdout, stderr."""
+    out, err = out or io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main.main([str(word) for word in words])
+        try:
+            code = main.main([str(word) for word in words])
+        except KeyboardInterrupt:
+            code = 130
     return code, out.getvalue(), err.getvalue()
 
 
+class Interrupting(io.StringIO):
+    """A terminal whose user presses Ctrl-C before a text that begins with `text` is printed."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.text = text
+
+    def write(self, printed: str) -> int:
+        if printed.startswith(self.text):
+            raise KeyboardInterrupt
+        return super().write(printed)
+
+
+def learned_in(folder: Path) -> list[dict[str, torch.Tensor]]:
+    return [load_checkpoint(path)["model"] for path in sorted(folder.glob("checkpoint/task*.pth"))]
+
+
 class Lab:
-    """Measures command lines, each one once."""
+    """Small files, and what command lines over them compute; the same words are measured once."""
 
     def __init__(self, folder: Path):
-        self.folder, self.data = folder, write_npz(folder / "data.npz", train_per_class=4, test_per_class=2)
-        write_npz(folder / "other.npz", train_per_class=5, test_per_class=2)
-        vit = timm.create_model("glyph_vit_tiny")
-        save_file({name: torch.full_like(t, 0.01) + t for name, t in vit.state_dict().items()},
-                  folder / "data.safetensors")
+        self.folder = folder
+        self.files = {"data": folder / "data.npz", "other": folder / "other.npz",
+                      "weights": folder / "weights.safetensors"}
+        write_npz(self.files["data"], train_per_class=4, test_per_class=2)
+        write_npz(self.files["other"], train_per_class=5, test_per_class=2)
+        save_file(timm_weights("glyph_vit_tiny"), self.files["weights"])
         self.known: dict[tuple, dict[str, Any]] = {}
 
-    def measure(self, how: Callable, words: tuple[str, ...]) -> dict[str, Any]:
-        if (how, words) not in self.known:
-            self.known[how, words] = self.measure_anew(how, words)
-        return self.known[how, words]
+    def words(self, *words: str) -> tuple[str, ...]:
+        return tuple(word.format(**self.files) for word in words)
 
-    def measure_anew(self, how: Callable, words: tuple[str, ...]) -> dict[str, Any]:
-        folder = self.folder / f"run{len(list(self.folder.glob('run*')))}"
-        folder.mkdir()
-        return how(words, folder, self.data)
+    def measure(self, words: tuple[str, ...], how: Callable = measure_run) -> dict[str, Any]:
+        if (words, how) not in self.known:
+            self.known[words, how] = self.measure_anew(words, how)
+        return self.known[words, how]
+
+    def measure_anew(self, words: tuple[str, ...], how: Callable = measure_run) -> dict[str, Any]:
+        return how(self.words(*words), Path(tempfile.mkdtemp(dir=self.folder)))
+
+
+def timm_weights(model: str, **options: Any) -> dict[str, torch.Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return timm.create_model(model, **options).state_dict()
 
 
 @pytest.fixture(scope="session")
@@ -127,14 +165,14 @@ class Probe:
 
 
 def rates(sched: str, *values: str, base: str = "--warmup_epochs 0 --epochs 12") -> Probe:
-    return Probe(values, ("rates",), base=("--sched", sched, *base.split()), how=measure_rates)
+    return Probe(values, ("rates",), (), ("--sched", sched, *base.split()), measure_rates)
 
 
 PROBES: dict[str, Probe] = {
     # training
-    "batch_size": Probe(("2", "8"), ("steps", "first loss", "lr"), ("backbone",)),
+    "batch_size": Probe(("8",), ("steps", "first loss", "lr"), ("backbone",)),
     "epochs": Probe(("2",), ("steps", "first loss", "later loss"), ("shapes", "backbone")),
-    "seed": Probe(("1", "2"), ("first loss", "learned", "backbone"), ("steps", "lr")),
+    "seed": Probe(("1",), ("first loss", "learned", "backbone"), ("steps", "lr")),
     "print_freq": Probe(("1",), ("steps",), ("first loss", "evaluation", "learned")),
     # model
     "model": Probe(("test_vit",), ("backbone", "shapes", "first loss"), ("steps", "lr")),
@@ -142,22 +180,22 @@ PROBES: dict[str, Probe] = {
     "init_checkpoint": Probe(("{weights}",), ("backbone", "first loss"), ("shapes", "lr")),
     "input_norm": Probe(("imagenet", "model"), ("first loss", "evaluation"), ("backbone",),
                         (*BASE, "--model", "test_vit")),
-    "drop": Probe(("0.1", "0.5"), ("first loss", "evaluation"), ("backbone", "lr")),
-    "drop_path": Probe(("0.2", "0.5"), ("first loss", "evaluation"), ("backbone", "lr")),
+    "drop": Probe(("0.5",), ("first loss", "evaluation"), ("backbone", "lr")),
+    "drop_path": Probe(("0.5",), ("first loss", "evaluation"), ("backbone", "lr")),
     "freeze": Probe(("", "blocks", "blocks patch_embed prompt"), ("shapes", "learned", "later loss"), ("lr",)),
     "head": Probe(("ncm",), ("shapes", "first loss", "evaluation"), ("backbone",), (*BASE, *NO_PROMPTS)),
     "head_type": Probe(("token", "gap", "token+prompt"), ("first loss", "evaluation"), ("shapes", "lr")),
     "head_init": Probe(("zero",), ("first loss", "learned"), ("shapes",)),
     # optimizer
-    "opt": Probe(("sgd", "adamw", "rmsprop"), ("later loss", "learned"), ("lr",), (*BASE, "--weight_decay", "0.1")),
+    "opt": Probe(("sgd", "adamw"), ("later loss", "learned"), ("lr",), (*BASE, "--weight_decay", "0.1")),
     "opt_eps": Probe(("0.1",), ("later loss", "learned"), ("lr",)),
     "opt_betas": Probe(("0.5 0.999", "0.9 0.5"), ("later loss", "learned"), ("lr",)),
-    "momentum": Probe(("0", "0.5"), ("later loss", "learned"), ("lr",), (*BASE, *SGD)),
+    "momentum": Probe(("0.5",), ("later loss", "learned"), ("lr",), (*BASE, *SGD)),
     "weight_decay": Probe(("0.5",), ("later loss", "learned"), ("lr",)),
-    "clip_grad": Probe(("0.01", "none"), ("later loss", "learned"), ("lr",), (*BASE, *SGD)),
+    "clip_grad": Probe(("0.01", "none"), ("later loss", "learned"), ("lr",), (*BASE, *SGD, "--clip_grad", "0.1")),
     "reinit_optimizer": Probe(("false",), ("later loss", "learned"), ("first loss", "lr")),
     # learning rate
-    "lr": Probe(("0.01", "0.1"), ("lr", "later loss", "learned"), ("steps",)),
+    "lr": Probe(("0.1",), ("lr", "later loss", "learned"), ("steps",)),
     "sched": rates("constant", "cosine", "tanh", "step", "multistep", "poly", "plateau",
                    base="--warmup_epochs 0 --epochs 12 --patience_epochs 2 --decay_epochs 4 --decay_milestones 3 9"),
     "warmup_epochs": rates("cosine", "2", "5"),
@@ -172,23 +210,25 @@ PROBES: dict[str, Probe] = {
     "lr_noise_pct": rates("step", "0.1", "0.3", base="--warmup_epochs 0 --epochs 12 --lr_noise 0.1"),
     "lr_noise_std": rates("step", "0.1", "0.5", base="--warmup_epochs 0 --epochs 12 --lr_noise 0.1"),
     # data
-    "data_path": Probe(("{data}/../other.npz",), ("first loss", "evaluation"), ("shapes", "backbone")),
+    "data_path": Probe(("{other}",), ("first loss", "evaluation"), ("shapes", "backbone")),
+    "dataset": Probe(("Split-Glyphs",), ("shapes", "first loss"), ("backbone",),
+                     (*BASE, "--subsample", "1", "--subsample_test", "1")),
     "shuffle": Probe(("true",), ("first loss", "later loss", "evaluation"), ("steps", "backbone")),
-    "subsample": Probe(("1", "3"), ("steps", "first loss"), ("backbone", "lr")),
+    "subsample": Probe(("2",), ("steps", "first loss"), ("backbone", "lr")),
     "subsample_test": Probe(("1",), ("evaluation",), ("first loss", "later loss", "learned")),
-    "scale": Probe(("0.5 1", "0.05 0.3"), ("first loss", "learned"), ("steps",)),
-    "ratio": Probe(("1 1", "0.25 4"), ("first loss", "learned"), ("steps",)),
-    "hflip": Probe(("0", "1"), ("first loss", "learned"), ("steps",)),
+    "scale": Probe(("0.5 1",), ("first loss", "learned"), ("steps",)),
+    "ratio": Probe(("0.25 4",), ("first loss", "learned"), ("steps",)),
+    "hflip": Probe(("0",), ("first loss", "learned"), ("steps",)),
     # continual learning
-    "num_tasks": Probe(("1", "4"), ("steps", "first loss", "evaluation"), ("backbone",)),
+    "num_tasks": Probe(("4",), ("steps", "first loss", "evaluation"), ("backbone",)),
     "train_mask": Probe(("false",), ("first loss", "later loss", "learned"), ("steps", "lr")),
     "task_inc": Probe(("true",), ("evaluation",), ("first loss", "later loss", "learned")),
     # prompts
     "prompt_method": Probe(("none",), ("shapes", "first loss", "evaluation"), ("lr",), (*BASE, "--head_type", "token")),
     "prompt_pool": Probe(("false",), ("shapes", "first loss", "evaluation"), ("lr",)),
-    "size": Probe(("7", "12"), ("shapes", "first loss"), ("lr",)),
-    "length": Probe(("1", "3"), ("shapes", "first loss"), ("lr",)),
-    "top_k": Probe(("1", "3"), ("first loss", "evaluation"), ("shapes", "lr")),
+    "size": Probe(("12",), ("shapes", "first loss"), ("lr",)),
+    "length": Probe(("3",), ("shapes", "first loss"), ("lr",)),
+    "top_k": Probe(("3",), ("first loss", "evaluation"), ("shapes", "lr")),
     "initializer": Probe(("flax_uniform", "zero", "normal"), ("first loss", "evaluation"), ("shapes", "lr")),
     "prompt_key": Probe(("false",), ("shapes", "first loss"), ("lr",)),
     "prompt_key_init": Probe(("flax_uniform", "zero", "normal"), ("first loss", "learned"), ("shapes", "lr")),
@@ -199,6 +239,232 @@ PROBES: dict[str, Probe] = {
     "embedding_key": Probe(("mean", "max", "mean_max"), ("first loss", "evaluation"), ("shapes", "lr")),
     "prompt_pos_embed": Probe(("none",), ("first loss", "evaluation"), ("shapes", "lr")),
     "pull_constraint": Probe(("false",), ("first loss", "learned"), ("shapes", "lr")),
-    "pull_constraint_coeff": Probe(("0.5", "0"), ("first loss", "learned"), ("shapes", "lr")),
+    "pull_constraint_coeff": Probe(("0.5",), ("first loss", "learned"), ("shapes", "lr")),
     "eval_per_image": Probe(("final", "always"), ("per image",), ("first loss", "evaluation", "learned")),
 }
+
+
+# ---- the tests of the table ----
+def test_the_same_words_compute_the_same_values(lab):
+    """Without this, no difference that a probe finds would mean anything."""
+    for words in (BASE, (*BASE, "--drop", "0.5")):
+        assert lab.measure(words) == lab.measure_anew(words)
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_the_option_changes_computed_values(name, lab):
+    probe = PROBES[name]
+    commands = [probe.base, *((*probe.base, f"--{name}", *value.split()) for value in probe.values)]
+    options = [parse(words).options for words in commands]
+    assert all({n for n in o if o[n] != options[0][n]} == {name} for o in options[1:]), "not a probe of this option"
+    if OPTIONS[name].choices:
+        assert {o[name] for o in options} == set(OPTIONS[name].choices)
+
+    found = [lab.measure(words, probe.how) for words in commands]
+    for what in probe.moves:
+        for (words, one), (others, other) in itertools.combinations(zip(commands, found, strict=True), 2):
+            assert one[what] != other[what], f"{what} of {words[len(probe.base):]} and {others[len(probe.base):]}"
+    for what in probe.keeps:
+        assert all(each[what] == found[0][what] for each in found), what
+
+
+def test_every_option_has_a_probe_or_a_test_of_its_own():
+    covered = [*PROBES, *OWN_TESTS, *NO_EFFECT]
+    assert sorted(covered) == sorted(name for name, option in OPTIONS.items() if not option.inert)
+
+
+def test_a_run_trains_at_the_rates_of_the_schedule(lab):
+    """What the rows with `measure_rates` measure is what training uses, and every task starts anew."""
+    schedule = ("--sched", "cosine", "--epochs", "3", "--warmup_epochs", "1")
+    rates = lab.measure((*BASE, *schedule), measure_rates)["rates"]
+    assert len(set(rates)) == 3
+    assert lab.measure((*BASE, *schedule))["lr"] == rates * 2
+
+
+@pytest.mark.parametrize("name", [name for name, option in OPTIONS.items() if option.inert])
+def test_an_inert_option_gives_one_warning_and_changes_nothing(name, lab):
+    base, found = lab.measure(BASE), lab.measure((*BASE, f"--{name.replace('_', '-')}", "0.4"))
+    assert found["warnings"] == [f"main.py: warning: --{name} is accepted for compatibility and does nothing."]
+    assert base["warnings"] == []
+    assert found | {"warnings": []} == base
+
+
+def test_local_rank_is_accepted_and_changes_nothing(lab):
+    assert lab.measure((*BASE, "--local_rank", "3")) == lab.measure(BASE)
+
+
+# ---- options with a test of their own ----
+def test_device(lab):
+    gpu = torch.cuda.is_available()
+    cpu = lab.measure(BASE)
+    assert cpu["device"] == "cpu"
+    assert "on cpu," in cpu["opening"]
+    auto = lab.measure((*BASE, "--device", "auto"))
+    assert auto["device"] == ("cuda:0" if gpu else "cpu")
+    assert f"on {auto['device']}," in auto["opening"]
+    for name in ["cuda:99"] if gpu else ["cuda:99", "cuda"]:
+        code, out, err = call(*lab.words(*BASE, "--device", name, "--output_dir", ""))
+        assert (code, out) == (2, "")
+        assert f"--device {name}: this process needs GPU number" in err
+
+
+def test_pretrained(lab, tmp_path, monkeypatch):
+    """From the hub's cache when it is there, one sentence when it cannot be had, random without the option."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    words = (*BASE, "--model", "test_vit", "--input_size", "160", "--subsample", "1")
+    code, out, err = call(*lab.words(*words, "--pretrained", "--output_dir", ""))
+    assert (code, out) == (2, "")
+    assert "pretrained weights of test_vit.r160_in1k could not be obtained" in err
+
+    repository, revision = tmp_path / "models--timm--test_vit.r160_in1k", "0" * 40
+    file = repository / "snapshots" / revision / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    save_file(timm_weights("test_vit"), file)
+    found = lab.measure_anew((*words, "--pretrained"))["backbone"]
+    assert found != lab.measure(words)["backbone"]
+    assert found == lab.measure((*words, "--init_checkpoint", str(file)))["backbone"]
+
+
+def test_download(lab, tmp_path, monkeypatch):
+    """Without it the folder is only read; with it the archive is asked for (here of a port where nobody answers)."""
+    from torchvision.datasets import CIFAR100
+
+    monkeypatch.setattr(CIFAR100, "url", f"http://127.0.0.1:9/{CIFAR100.filename}")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    words = lab.words(*BASE, "--data_path", str(tmp_path / "data"), "--output_dir", "")
+    code, out, err = call(*words)
+    assert (code, out) == (2, "")
+    assert "add --download" in err
+    code, out, err = call(*words, "--download")
+    assert (code, out) == (2, "")
+    assert "--download could not fetch CIFAR-100" in err
+
+
+def test_num_workers(lab):
+    """Batches made ahead by a thread of their own: another line, and not one value differs."""
+    base, ahead = lab.measure(BASE), lab.measure((*BASE, "--num_workers", "2"))
+    assert ", 0 batches ahead," in base["opening"]
+    assert ", 2 batches ahead," in ahead["opening"]
+    assert base | {"opening": ""} == ahead | {"opening": ""}
+
+    images = read_npz(str(lab.files["data"])).train
+    for workers in (0, 2):
+        options = parse((*BASE, "--batch_size", "1", "--num_workers", str(workers))).options
+        before = set(threading.enumerate())
+        batches = main.build_batches(options, None, torch.device("cpu"), Processes()).training(images, 0, 0)
+        next(batches)
+        assert [t.name for t in threading.enumerate() if t not in before] == ["batches"] * bool(workers)
+        batches.close()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_pin_mem(device):
+    """For copies to a GPU only. Whether to pin, and the line about it, are decided without touching the GPU."""
+    for pinned in (True, False):
+        options = parse((*BASE, "--pin_mem", str(pinned))).options
+        batches = main.build_batches(options, None, torch.device(device), Processes())
+        assert batches.pin_memory == (pinned and device != "cpu")
+        config = {"experiment": "any", "options": options, "protocol": "any", "world_size": 1, "device": device,
+                  "model": {"name": "any", "parameters": 1, "trainable_parameters": 1}}
+        line = opening_lines(config, Scenario((), ()))[1]
+        assert ("pinned memory on" in line) == batches.pin_memory
+
+
+def test_output_dir(lab, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    code, out, _ = call(*lab.words(*BASE, "--output_dir", ""))
+    assert code == 0
+    assert "nothing is written" in out
+    assert list(tmp_path.rglob("*")) == [tmp_path / "here"]
+    code, out, _ = call(*lab.words(*BASE, "--output_dir", "there"))
+    assert code == 0
+    assert "writing there" in out
+    assert sorted(path.name for path in Path("there").iterdir()) == [
+        "accuracy_matrix.csv", "checkpoint", "config.json", "log.jsonl", "plots", "summary.json", "tensorboard"]
+
+
+def test_resume_and_overwrite(lab, tmp_path):
+    """A run stopped in its second task: refused without either, continued by the one, begun anew by the other."""
+    expected = lab.measure(BASE)
+    words = lab.words(*BASE, "--output_dir", str(tmp_path))
+    assert call(*words, out=Interrupting("task 2/2"))[0] == 130
+    note = tmp_path / "note.txt"
+    note.write_text("the user's own")
+    code, out, err = call(*words)
+    assert (code, out) == (2, "")
+    assert "already holds a run" in err
+
+    code, out, err = call(*words, "--resume")
+    assert code == 0, err
+    assert re.findall(r"^task (\S+) epoch .*done", out, re.MULTILINE) == ["2/2"]
+    assert [{k: v.numpy().tobytes() for k, v in state.items()} for state in learned_in(tmp_path)] == expected["learned"]
+
+    code, out, err = call(*words, "--overwrite", "--seed", "1")
+    assert code == 0, err
+    assert re.findall(r"^task (\S+) epoch .*done", out, re.MULTILINE) == ["1/2", "2/2"]
+    assert json.loads((tmp_path / "config.json").read_text())["options"]["seed"] == 1
+    assert note.read_text() == "the user's own"
+
+
+def test_eval(lab, tmp_path):
+    """Nothing is trained, and the task checkpoints are measured again."""
+    expected = lab.measure(BASE)
+    measure_run(lab.words(*BASE), tmp_path)
+    checkpoints = {path: path.read_bytes() for path in tmp_path.glob("checkpoint/*")}
+    code, out, err = call("--eval", "--output_dir", tmp_path)
+    assert code == 0, err
+    assert "epoch" not in out
+    assert json.loads((tmp_path / "eval_summary.json").read_text())["acc@1"] == expected["evaluation"][-1]["acc@1"]
+    assert {path: path.read_bytes() for path in tmp_path.glob("checkpoint/*")} == checkpoints
+
+
+def test_unscale_lr(monkeypatch):
+    """The rate grows with the batch of all processes together, or of one."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    one, all_of_them = (measure_rates((*BASE, "--unscale_lr", value))["rates"][0] for value in ("true", "false"))
+    assert all_of_them == 2 * one == 2 * 0.03 * 4 / 256
+
+
+def test_world_size_and_dist_url(lab, tmp_path):
+    """Two processes meet where --dist_url says (the environment names no place), and are as many as expected."""
+    code, out, err = call(*lab.words(*BASE, "--world_size", "2", "--output_dir", ""))
+    assert (code, out) == (2, "")
+    assert "--world_size 2, but the launcher started 1 process(es)" in err
+
+    words = lab.words(*BASE, "--world_size", "2", "--dist_url", f"file://{tmp_path}/meeting", "--output_dir", "")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MASTER_")}
+    processes = [subprocess.Popen([sys.executable, ROOT / "main.py", *words], stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT, text=True,
+                                  env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"})
+                 for rank in range(2)]
+    try:
+        printed = [process.communicate(timeout=200)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert "seed 42, 2 process(es) on cpu" in printed[0]
+    assert "task" not in printed[1]
+
+
+OWN_TESTS: dict[str, Callable] = {
+    "device": test_device,
+    "pretrained": test_pretrained,
+    "unscale_lr": test_unscale_lr,
+    "download": test_download,
+    "num_workers": test_num_workers,
+    "pin_mem": test_pin_mem,
+    "output_dir": test_output_dir,
+    "overwrite": test_resume_and_overwrite,
+    "resume": test_resume_and_overwrite,
+    "eval": test_eval,
+    "world_size": test_world_size_and_dist_url,
+    "dist_url": test_world_size_and_dist_url,
+}
+# Deliberately without effect, although it is not called inert: the launcher gives it to every process of every command
+# that people already use, and a warning there would be noise. The environment's LOCAL_RANK says the same and counts.
+NO_EFFECT = {"local_rank": test_local_rank_is_accepted_and_changes_nothing}
