@@ -70,12 +70,11 @@ def measure_run(words: tuple[str, ...], folder: Path) -> dict[str, Any]:
         "learned": [{name: tensor.numpy().tobytes() for name, tensor in state.items()} for state in learned],
         "backbone": config["model"]["backbone_sha256"],
         "device": config["device"],
-        "processes": config["world_size"],
     }
 
 
 def measure_rates(words: tuple[str, ...], folder: Path | None = None) -> dict[str, Any]:
-    """The learning rate of each epoch of a task whose loss never falls."""
+    """The learning rate of each epoch of a task whose loss never falls; `folder` stays empty."""
     options = parse(words).options
     recipe = main.build_recipe(options)
     optimizer = recipe.make_optimizer([("weight", torch.nn.Parameter(torch.zeros(1, 1)))])
@@ -140,10 +139,10 @@ class Lab:
         return how(self.words(*words), Path(tempfile.mkdtemp(dir=self.folder)))
 
 
-def timm_weights(model: str, **options: Any) -> dict[str, torch.Tensor]:
+def timm_weights(model: str) -> dict[str, torch.Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        return timm.create_model(model, **options).state_dict()
+        return timm.create_model(model).state_dict()
 
 
 @pytest.fixture(scope="session")
@@ -236,7 +235,7 @@ PROBES: dict[str, Probe] = {
     "shared_prompt_pool": Probe(("true",), ("later loss", "learned"), ("first loss",), (*BASE, "--use_prompt_mask")),
     "shared_prompt_key": Probe(("true",), ("later loss", "learned"), ("first loss",), (*BASE, "--use_prompt_mask")),
     "batchwise_prompt": Probe(("false",), ("first loss", "evaluation"), ("shapes", "lr"), (*BASE, *DIVERSE)),
-    "embedding_key": Probe(("mean", "max", "mean_max"), ("first loss", "evaluation"), ("shapes", "lr")),
+    "embedding_key": Probe(("mean", "max", "mean_max"), ("first loss", "learned"), ("shapes", "lr")),
     "prompt_pos_embed": Probe(("none",), ("first loss", "evaluation"), ("shapes", "lr")),
     "pull_constraint": Probe(("false",), ("first loss", "learned"), ("shapes", "lr")),
     "pull_constraint_coeff": Probe(("0.5",), ("first loss", "learned"), ("shapes", "lr")),
@@ -403,8 +402,10 @@ def test_resume_and_overwrite(lab, tmp_path):
     assert re.findall(r"^task (\S+) epoch .*done", out, re.MULTILINE) == ["2/2"]
     assert [{k: v.numpy().tobytes() for k, v in state.items()} for state in learned_in(tmp_path)] == expected["learned"]
 
+    (tmp_path / "eval_summary.json").write_text("of the run to be removed")
     code, out, err = call(*words, "--overwrite", "--seed", "1")
     assert code == 0, err
+    assert not (tmp_path / "eval_summary.json").exists()
     assert re.findall(r"^task (\S+) epoch .*done", out, re.MULTILINE) == ["1/2", "2/2"]
     assert json.loads((tmp_path / "config.json").read_text())["options"]["seed"] == 1
     assert note.read_text() == "the user's own"
@@ -465,6 +466,6 @@ OWN_TESTS: dict[str, Callable] = {
     "world_size": test_world_size_and_dist_url,
     "dist_url": test_world_size_and_dist_url,
 }
-# Deliberately without effect, although it is not called inert: the launcher gives it to every process of every command
-# that people already use, and a warning there would be noise. The environment's LOCAL_RANK says the same and counts.
+# Deliberately without effect, although not listed as inert: torch.distributed.launch without --use_env gives it to each
+# process by itself, so a warning would blame people for nothing. The environment's LOCAL_RANK says the same and counts.
 NO_EFFECT = {"local_rank": test_local_rank_is_accepted_and_changes_nothing}

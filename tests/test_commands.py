@@ -1,0 +1,100 @@
+"""The commands that people already use and those of the README, run as they are typed, in processes of their own."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from fixtures import ROOT, TINY, run_program, write_cifar100
+from safetensors.torch import save_file
+
+from utils import load_checkpoint
+
+LAUNCH = ("-m", "torch.distributed.launch", "--nproc_per_node=1", "--use_env")
+QUICK = [*TINY, "--device", "cpu", "--eval_per_image", "never"]
+
+
+@pytest.fixture(scope="module")
+def cifar100(tmp_path_factory) -> Path:
+    """A folder with CIFAR-100's own files, one training and one test image of each class."""
+    root = tmp_path_factory.mktemp("local_datasets")
+    write_cifar100(root, train_per_class=1, test_per_class=1)
+    return root
+
+
+def environment(cifar100: Path, **more: str) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": f"{ROOT / 'tests' / 'site'}:{ROOT}", "HF_HUB_OFFLINE": "1",
+                         "TEST_CIFAR100_FOLDER": str(cifar100 / "cifar-100-python")} | more
+
+
+def readme_commands() -> list[list[str]]:
+    """The blocks of the README that run the program, each a list of command lines."""
+    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    commands = [[line for line in block.splitlines() if "main.py" in line] for block in blocks]
+    return [lines for lines in commands if lines]
+
+
+def test_the_readme_has_commands():
+    assert sum(map(len, readme_commands())) >= 5
+
+
+@pytest.mark.parametrize("block", readme_commands(), ids=lambda block: block[0][:60])
+def test_readme_commands(block, cifar100, tmp_path):
+    """Each line as it stands, but for the folder of the data, the place of main.py, and a model that is quick."""
+    for line in block:
+        words = [str(cifar100) if re.fullmatch(r"\.?/local_datasets/?", word) else word for word in shlex.split(line)]
+        words = [str(ROOT / "main.py") if word == "main.py" else word for word in words]
+        if words[0] == "torchrun":
+            words[0:1] = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        else:
+            assert words[0] == "python"
+            words[0] = sys.executable
+        extra = [] if "--eval" in words else [*map(str, QUICK)]
+        done = subprocess.run([*words, *extra], cwd=tmp_path, env=environment(cifar100), capture_output=True, text=True,
+                              timeout=250)
+        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        assert "after task 10/10" in done.stdout
+        assert (tmp_path / "output" / ("eval_summary.json" if "--eval" in words else "config.json")).exists() or (
+            "--output_dir" in line)
+
+
+def test_the_first_command_with_its_own_vit_b16(cifar100, tmp_path):
+    """ViT-B/16 from the hub's cache (random weights of the pinned tag), CIFAR-100 from torchvision's files, 5 epochs:
+    through the first task and its evaluation, which is as much of a ViT-B/16 as two cores should do in a test."""
+    snapshot = tmp_path / "hf" / "hub" / "models--timm--vit_base_patch16_224.orig_in21k" / "snapshots" / "0"
+    snapshot.mkdir(parents=True)
+    refs = snapshot.parent.parent / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(snapshot.name)
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_base_patch16_224", pretrained=False, num_classes=0)
+    save_file(vit.state_dict(), snapshot / "model.safetensors")
+    command = [sys.executable, *LAUNCH, str(ROOT / "main.py"), "--model", "vit_base_patch16_224", "--batch-size", "16",
+               "--data-path", str(cifar100), "--output_dir", "./output", "--epochs", "5"]
+    env = environment(cifar100, HF_HOME=str(tmp_path / "hf"), OMP_NUM_THREADS="2")
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True, start_new_session=True)
+    printed = []
+    try:
+        for line in process.stdout:
+            printed.append(line)
+            if line.startswith("task 2/10"):  # the first task is evaluated and saved
+                break
+    finally:
+        os.killpg(process.pid, 9)
+        process.wait()
+    text = "".join(printed)
+    assert "vit_base_patch16_224.orig_in21k, 122,980 of 85,921,636 values train; 10 tasks, 100 classes" in text, text
+    assert "after task 1/10" in text
+    learned = load_checkpoint(tmp_path / "output" / "checkpoint" / "task01.pth")
+    assert sum(tensor.numel() for tensor in learned["model"].values()) == 122_980
+    assert (tmp_path / "output" / "checkpoint" / "task01.pth").stat().st_size < 1_000_000
+    done = run_program("--eval", "--data-path", cifar100, cwd=tmp_path, **environment(
+        cifar100, HF_HOME=str(tmp_path / "hf")))
+    assert done.returncode == 2
+    assert "lacks task02.pth, task03.pth" in done.stderr
