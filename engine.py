@@ -99,8 +99,8 @@ class Continual:
             if trained:
                 optimizer, schedule = self._optimizer()
                 optimizer.load_state_dict(resume_from["optimizer"])
-                if schedule is not None:
-                    schedule.load_state_dict(resume_from["schedule"])
+                for part, state in zip(_schedule_parts(schedule), resume_from["schedule"], strict=True):
+                    part.load_state_dict(state)
         learner = self._distributed() if trained else self.model
         while run.task < num_tasks:
             if run.epoch == 0:
@@ -124,7 +124,8 @@ class Continual:
             else:
                 values = self._train_one_epoch(learner, run.task, run.epoch, optimizer)
                 if schedule is not None:
-                    schedule.step(run.epoch + 1, metric=values["loss"])
+                    before = 0 if self.recipe.reinit_optimizer else run.task * self.recipe.epochs
+                    schedule.step(before + run.epoch + 1, metric=values["loss"])
             run.train_seconds += time.perf_counter() - started
             run.images_trained += len(self.scenario.tasks[run.task].train)
             self.reporter.epoch(run.task, run.epoch, seconds=time.perf_counter() - started, **values)
@@ -247,7 +248,7 @@ class Continual:
         self.reporter.save("last", {
             "model": self.model.learned_state(), "run": run.state(),
             "optimizer": optimizer.state_dict() if optimizer else None,
-            "schedule": schedule.state_dict() if schedule else None})
+            "schedule": [part.state_dict() for part in _schedule_parts(schedule)]})
 
 
 def train_step(learner: nn.Module, optimizer: torch.optim.Optimizer, batch, task: int, outside_K: Tensor | None,
@@ -267,6 +268,11 @@ def train_step(learner: nn.Module, optimizer: torch.optim.Optimizer, batch, task
         nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip_grad)
     optimizer.step()
     return loss.detach(), (logits_BK.argmax(1) == batch.labels_B).sum()
+
+
+def _schedule_parts(schedule: Any) -> list[Any]:
+    """What of a timm schedule has a state: itself, and torch's scheduler inside `plateau`, which timm leaves out."""
+    return [part for part in (schedule, getattr(schedule, "lr_scheduler", None)) if part is not None]
 
 
 def _masked(logits_BK: Tensor, outside_K: Tensor | None) -> Tensor:

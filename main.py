@@ -148,6 +148,9 @@ def build_and_run(command: Command, processes, device) -> int:
         model = build_model(options, scenario.num_classes)
     config = describe_run(command.experiment, options, model, processes, device)
 
+    recipe = build_recipe(options)
+    check_recipe(recipe, model)
+
     folder = Path(options["output_dir"] or os.devnull)
     resume_from = outputs.load_last_checkpoint(folder, config) if options["resume"] else None
     if options["eval"]:
@@ -164,7 +167,7 @@ def build_and_run(command: Command, processes, device) -> int:
             reporter.say(line)
 
     continual = Continual(model.to(device), scenario, build_batches(options, model, device, processes),
-                          build_recipe(options), processes, reporter, device)
+                          recipe, processes, reporter, device)
     try:
         if options["eval"]:
             run = RunState(AccuracyMatrix(len(scenario.tasks)), AccuracyMatrix(len(scenario.tasks)))
@@ -208,21 +211,26 @@ def build_recipe(options: dict[str, Any]):
     lr = o["lr"] * batch / 256
 
     def make_optimizer(named_parameters):
-        from timm.optim import create_optimizer_v2
+        from timm.optim import create_optimizer_v2, get_optimizer_info
 
         matrices, vectors = [], []
         for _, parameter in named_parameters:
             (matrices if parameter.ndim > 1 else vectors).append(parameter)
         groups = [{"params": matrices, "weight_decay": o["weight_decay"]}, {"params": vectors, "weight_decay": 0.0}]
+        # A few optimizers take three betas: those keep their own.
+        betas = {"betas": tuple(o["opt_betas"])} if get_optimizer_info(o["opt"]).num_betas == 2 else {}
         return create_optimizer_v2([g for g in groups if g["params"]], opt=o["opt"], lr=lr, momentum=o["momentum"],
-                                   weight_decay=o["weight_decay"], eps=o["opt_eps"], betas=tuple(o["opt_betas"]))
+                                   weight_decay=o["weight_decay"], eps=o["opt_eps"], **betas)
 
     def make_schedule(optimizer):
         from timm.scheduler import create_scheduler
 
-        # timm's own "constant" warms up; the reference's leaves the rate alone.
-        return None if o["sched"] == "constant" else create_scheduler(SimpleNamespace(**o, eval_metric="loss"),
-                                                                      optimizer)[0]
+        if o["sched"] == "constant":  # timm's own "constant" warms up; the reference's leaves the rate alone
+            return None
+        schedule, _ = create_scheduler(SimpleNamespace(**o, eval_metric="loss"), optimizer)
+        if o["sched"] == "plateau":
+            schedule.lr_scheduler.cooldown = o["cooldown_epochs"]  # timm's factory does not pass it on
+        return schedule
 
     return Recipe(epochs=o["epochs"], make_optimizer=make_optimizer, make_schedule=make_schedule,
                   clip_grad=o["clip_grad"], reinit_optimizer=o["reinit_optimizer"], train_mask=o["train_mask"],
@@ -230,14 +238,27 @@ def build_recipe(options: dict[str, Any]):
                   seed=o["seed"])
 
 
+def check_recipe(recipe, model) -> None:
+    """Build the optimizer and the schedule once, so that values they refuse are refused before anything is written."""
+    parameters = list(model.trained_parameters())
+    if not parameters:
+        return
+    try:
+        recipe.make_schedule(recipe.make_optimizer(parameters))
+    except Exception as error:  # each of timm's optimizers has its own; whatever it is, an option has to change
+        raise InputError("--opt or --sched refuses these options: " + " ".join(str(error).split())) from error
+
+
 def check_optimizer(name: str) -> None:
-    from timm.optim import list_optimizers
+    from timm.optim import get_optimizer_info, list_optimizers
 
     names = list_optimizers()
     if name.lower() not in names:
         near = difflib.get_close_matches(name, names, n=3)
         raise InputError(f"unknown --opt {name!r}: " + (f"did you mean {' or '.join(near)}?" if near
                                                         else "use any timm optimizer, such as adam, adamw, sgd."))
+    if get_optimizer_info(name).second_order:
+        raise InputError(f"--opt {name} needs second derivatives, which are not computed here: use another.")
 
 
 if __name__ == "__main__" or sys.argv[0] == "-m":  # `python -m main.py`, as the official README writes it

@@ -61,9 +61,15 @@ def processes_from_environment(world_size: int | None = None) -> Processes:
 def init_distributed(processes: Processes, device: torch.device, dist_url: str = "env://",
                      timeout: timedelta = timedelta(minutes=30)) -> None:
     """Join the process group: NCCL on CUDA, gloo on CPU. Nothing is done for a single process."""
-    if processes.world_size > 1:
+    if processes.world_size == 1:
+        return
+    try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=dist_url, timeout=timeout,
                                 rank=processes.rank, world_size=processes.world_size)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"--dist_url {dist_url}: the {processes.world_size} processes could not meet there "
+                         f"({str(error).splitlines()[0]}); start them with torchrun, or give the address of process 0."
+                         ) from error
 
 
 def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:

@@ -114,7 +114,7 @@ GROUPS: dict[str, list[Option]] = {
         _o("momentum", number(0, 1), 0.9, "momentum of sgd and the like"),
         _o("weight_decay", number(0), 0.0, "weight decay of matrices (none for biases)"),
         _o("clip_grad", or_none(number(1e-12)), 1.0, "largest global gradient norm of what trains; none: no clipping"),
-        _o("reinit_optimizer", boolean, True, "a new optimizer and schedule for every task"),
+        _o("reinit_optimizer", boolean, True, "a new optimizer and schedule for every task; otherwise both go on"),
     ],
     "learning rate": [
         _o("lr", number(0), 0.03, "learning rate for a batch of 256"),
@@ -129,7 +129,7 @@ GROUPS: dict[str, list[Option]] = {
         _o("patience_epochs", integer(0), 10, "epochs without a lower training loss before a decay (plateau)"),
         _o("cooldown_epochs", integer(0), 10, "epochs of rest after a decay (plateau)"),
         _o("lr_noise", number(0), None, "one or two shares of the epochs between which the rate is noisy", nargs="+"),
-        _o("lr_noise_pct", number(0), 0.67, "largest share by which noise moves the rate"),
+        _o("lr_noise_pct", number(1e-6), 0.67, "largest share by which noise moves the rate"),
         _o("lr_noise_std", number(0), 1.0, "standard deviation of that noise"),
     ],
     "data": [

@@ -10,6 +10,6 @@ GLYPHS = {
 }
 
 DEFAULTS = GLYPHS | {
-    "output_dir": "./output/demo_l2p", "lr": 0.1, "top_k": 4, "initializer": "flax_uniform",
+    "output_dir": "./output/demo_l2p", "lr": 0.02, "top_k": 4, "initializer": "flax_uniform",
     "prompt_key_init": "flax_uniform", "head_init": "zero", "prompt_pos_embed": "none",
 }

@@ -1,0 +1,10 @@
+"""Demo baseline: the same tiny ViT frozen, a linear head on its cls token.
+
+    python main.py demo_linear
+"""
+
+from configs.demo_l2p import GLYPHS
+
+DEFAULTS = GLYPHS | {
+    "output_dir": "./output/demo_linear", "prompt_method": "none", "head_type": "token", "lr": 0.1, "head_init": "zero",
+}
