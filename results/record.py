@@ -1,0 +1,40 @@
+"""Keep a finished run as one file in this folder: `python -m results.record OUTPUT_DIR NAME ["a remark"]`.
+
+The record is the run's summary.json (with its whole config) and its accuracy matrix. Folders are cut off the paths in
+it, so that a record says which file was used and nothing of whose machine it lay on; nothing else is changed. A record
+is never edited: a run that is made again is another record.
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+PATHS = ("data_path", "init_checkpoint", "output_dir")
+
+
+def make_record(output_dir: Path, remark: str = "") -> dict[str, Any]:
+    summary = json.loads((output_dir / "summary.json").read_text())
+    config = summary["config"]
+    for name in PATHS:
+        if config["options"][name]:
+            config["options"][name] = Path(config["options"][name]).name
+    config["command"] = [Path(word).name if "/" in word else word for word in config["command"]]
+    with open(output_dir / "accuracy_matrix.csv") as file:
+        rows = list(csv.reader(file))[1:]
+    matrix = [[float(cell) if cell else None for cell in row[1:]] for row in rows]
+    return {"remark": remark, "accuracy_matrix": matrix, **summary}
+
+
+def main() -> None:
+    output_dir, name, *remark = sys.argv[1:]
+    path = Path(__file__).with_name(f"{name}.json")
+    if path.exists():
+        sys.exit(f"{path} exists, and a record is never edited: choose another name.")
+    path.write_text(json.dumps(make_record(Path(output_dir), *remark), indent=1) + "\n")
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
