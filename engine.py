@@ -155,15 +155,16 @@ class Continual:
                 losses.clear()
                 loss_mean, acc1 = _means(sums)
                 self.reporter.steps(task, epoch, batch.index + 1, total, loss_mean, acc1, lr)
+        # The last step's loss was finite before its update: what the update made must be so too, or it would be saved.
+        if not all(torch.stack([p.isfinite().all() for _, p in self.model.trained_parameters()]).tolist()):
+            raise NonFiniteLossError(_not_finite(task, epoch, total))
         loss_mean, acc1 = _means(sum_over_processes(sums))
         return {"loss": loss_mean, "acc@1": acc1, "lr": lr}
 
     def _stop_if_not_finite(self, losses: list[Tensor], task: int, epoch: int, last_step: int) -> None:
         finite = torch.isfinite(sum_over_processes(torch.stack(losses))).tolist()
         if not all(finite):
-            step = last_step - len(losses) + 1 + finite.index(False)
-            raise NonFiniteLossError(f"the loss is not finite at task {task + 1}, epoch {epoch + 1}, step {step + 1}; "
-                                     "the last checkpoint is still good. A lower --lr or --clip-grad may help.")
+            raise NonFiniteLossError(_not_finite(task, epoch, last_step + 2 - len(losses) + finite.index(False)))
 
     def _observe_one_epoch(self, task: int) -> dict[str, float]:
         """For a head that learns by counting: one pass over the task's images as the test would see them."""
@@ -268,6 +269,11 @@ def train_step(learner: nn.Module, optimizer: torch.optim.Optimizer, batch, task
         nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip_grad)
     optimizer.step()
     return loss.detach(), (logits_BK.argmax(1) == batch.labels_B).sum()
+
+
+def _not_finite(task: int, epoch: int, step: int) -> str:
+    return (f"the loss is not finite at task {task + 1}, epoch {epoch + 1}, step {step}; the last checkpoint is still "
+            "good. A lower --lr or --clip-grad may help.")
 
 
 def _schedule_parts(schedule: Any) -> list[Any]:

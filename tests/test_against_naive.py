@@ -133,6 +133,15 @@ def test_evaluation_by_vote_and_per_image(per_image):
     assert (len(distinct) > 1) == per_image, "the images should disagree, or the two protocols are not told apart"
 
 
+@pytest.mark.parametrize("batchwise", [False, True])
+def test_no_shape_hangs_on_the_data(batchwise):
+    """On the meta device tensors have shapes and no values: a choice that looked at values could not be made."""
+    pool = build("plain", batchwise=batchwise).prompt.to("meta")
+    prompts = pool(torch.empty(5, 48, dtype=torch.float64, device="meta"), 5, task=0)
+    assert prompts.selected_BN.shape == (5, TOP_K)
+    assert prompts.tokens_BPD.shape == (5, TOP_K * LENGTH, 48)
+
+
 def test_a_known_query_changes_nothing():
     model = build("plain").eval()
     images = images_for(model.backbone, dtype=torch.float64)

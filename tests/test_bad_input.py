@@ -79,7 +79,7 @@ def test_num_tasks_that_does_not_divide(data, tmp_path, capsys):
 DATA = {
     "wrong dtype": ({"x_train": np.zeros((24, 32, 32, 3), np.float32)}, "x_train is float32; pixels must be uint8"),
     "wrong shape": ({"x_test": np.zeros((12, 32, 32), np.uint8)}, "images must be (N, height, width, 3)"),
-    "label too high": ({"y_test": np.full(12, 9)}, "with 4 classes they must lie from 0 to 3"),
+    "label too high": ({"y_test": np.full(12, 9)}, "they must lie from 0 to 3, with 4 classes"),
     "label below 0": ({"y_train": np.full(24, -1)}, "y_train holds labels from -1 to -1"),
     "too few labels": ({"y_train": np.zeros(3, int)}, "one label for each of the 24 images"),
     "labels not whole": ({"y_train": np.zeros(24)}, "labels must be whole numbers"),
