@@ -15,6 +15,7 @@ from torch import Tensor
 
 from errors import InputError
 
+PROGRAM_FOLDER = Path(__file__).parent.parent
 WEIGHT_SUFFIXES = (".npz", ".safetensors", ".pth", ".pt", ".bin")
 # Training scripts wrap the state dict; averaged weights come first, as in timm's own loader.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher", "encoder")
@@ -49,8 +50,13 @@ def load_weights(model: VisionTransformer, path: Path, name: str) -> None:
 
 
 def weight_file(init_checkpoint: str) -> Path:
-    """The file to read. Raises InputError where there is none, or none of a known format."""
-    path = Path(init_checkpoint)
+    """The file to read, looked for from the working directory and then from the program's folder.
+
+    Raises InputError where there is none, or none of a known format.
+    """
+    path = Path(init_checkpoint).expanduser()
+    if not path.exists() and (PROGRAM_FOLDER / path).exists():
+        path = PROGRAM_FOLDER / path  # the demo's weights, from whatever folder the demo is started
     if path.is_dir():
         raise InputError(f"--init_checkpoint {path} is a directory: name the weight file in it.")
     if not path.exists():
