@@ -75,7 +75,7 @@ def main() -> None:
     record = {"nearest_class_mean": found, "model": resolve_model_name(options["model"])[0],
               "classes": sum(len(task.classes) for task in scenario.tasks[:2]), "options": options,
               **environment_record(device)}
-    Path(options["output_dir"]).write_text(json.dumps(record, indent=2) + "\n")
+    Path(options["output_dir"]).write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
