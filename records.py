@@ -80,3 +80,12 @@ def hardware_name(device: torch.device) -> str:
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def without_folders(config: dict[str, Any]) -> dict[str, Any]:
+    """The same with every path cut down to its last part: for records that leave the machine they were made on."""
+    def name(value: Any) -> Any:
+        return Path(value).name if isinstance(value, str) and "/" in value and not value.endswith("://") else value
+
+    return config | {"options": {key: name(value) for key, value in config["options"].items()},
+                     "command": [name(word) for word in config["command"]]}

@@ -19,7 +19,7 @@ from configs.base import parse
 from continual_datasets import Batches, build_scenario
 from continual_datasets.transforms import EvalTransform, TrainTransform
 from models import build_model, resolve_model_name
-from records import environment_record
+from records import environment_record, without_folders
 
 UNIFORM = {"initializer": "uniform", "prompt_key_init": "uniform"}
 SMALL = {"initializer": "flax_uniform", "prompt_key_init": "flax_uniform"}
@@ -75,6 +75,7 @@ def main() -> None:
     record = {"nearest_class_mean": found, "model": resolve_model_name(options["model"])[0],
               "classes": sum(len(task.classes) for task in scenario.tasks[:2]), "options": options,
               **environment_record(device)}
+    record = without_folders(record)
     Path(options["output_dir"]).write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -11,16 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-PATHS = ("data_path", "init_checkpoint", "output_dir")
+from records import without_folders
 
 
 def make_record(output_dir: Path, remark: str = "") -> dict[str, Any]:
     summary = json.loads((output_dir / "summary.json").read_text())
-    config = summary["config"]
-    for name in PATHS:
-        if config["options"][name]:
-            config["options"][name] = Path(config["options"][name]).name
-    config["command"] = [Path(word).name if "/" in word else word for word in config["command"]]
+    summary["config"] = without_folders(summary["config"])
     with open(output_dir / "accuracy_matrix.csv") as file:
         rows = list(csv.reader(file))[1:]
     matrix = [[float(cell) if cell else None for cell in row[1:]] for row in rows]

@@ -16,7 +16,7 @@ ALLOWED = {  # room (a top-level file or folder): the rooms that it may import; 
     "main": _ASSEMBLERS,
     "demo": _ASSEMBLERS,  # its scripts assemble, as main does
     "benchmarks": _ASSEMBLERS,
-    "results": set(),
+    "results": {"records"},
     "engine": {"errors", "metrics", "utils"},
     "models": {"errors", "prompt", "utils"},
     "outputs": {"engine", "errors", "metrics", "plots", "utils"},
