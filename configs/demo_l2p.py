@@ -5,11 +5,11 @@
 
 GLYPHS = {
     "dataset": "Split-Glyphs", "num_tasks": 5, "model": "glyph_vit_tiny", "input_size": 32, "pretrained": False,
-    "init_checkpoint": "demo/glyph_vit.safetensors", "scale": [0.7, 1.0], "hflip": 0.0, "batch_size": 20, "epochs": 3,
+    "init_checkpoint": "demo/glyph_vit.safetensors", "scale": [0.7, 1.0], "hflip": 0.0, "batch_size": 20, "epochs": 3, "lr": 0.005,
     "subsample": 100, "num_workers": 0, "print_freq": 1000,
 }
 
 DEFAULTS = GLYPHS | {
-    "output_dir": "./output/demo_l2p", "lr": 0.02, "top_k": 4, "initializer": "flax_uniform",
+    "output_dir": "./output/demo_l2p", "top_k": 4, "initializer": "flax_uniform",
     "prompt_key_init": "flax_uniform", "head_init": "zero", "prompt_pos_embed": "none",
 }
