@@ -119,7 +119,7 @@ class Continual:
     def _train_task(self, learner: nn.Module, run: RunState, optimizer, schedule) -> None:
         while run.epoch < self.recipe.epochs:
             started = time.perf_counter()
-            if optimizer is None:
+            if hasattr(self.model.head, "observe"):
                 values = self._observe_one_epoch(run.task)
             else:
                 values = self._train_one_epoch(learner, run.task, run.epoch, optimizer)
@@ -185,7 +185,8 @@ class Continual:
         started = time.perf_counter()
         counts = []
         final = task + 1 == len(self.scenario.tasks)
-        also_per_image = self.recipe.eval_per_image == "always" or (final and self.recipe.eval_per_image == "final")
+        also_per_image = getattr(self.model.prompt, "pool_size", 0) and (
+            self.recipe.eval_per_image == "always" or (final and self.recipe.eval_per_image == "final"))
         for seen in range(task + 1):
             acc1, acc5, loss, chosen_M = self.evaluate(seen, per_image=False)
             run.accuracy.record(seen, task, acc1, acc5, loss)
@@ -272,8 +273,8 @@ def train_step(learner: nn.Module, optimizer: torch.optim.Optimizer, batch, task
 
 
 def _not_finite(task: int, epoch: int, step: int) -> str:
-    return (f"the loss is not finite at task {task + 1}, epoch {epoch + 1}, step {step}; the last checkpoint is still "
-            "good. A lower --lr or --clip-grad may help.")
+    return (f"the loss is not finite at task {task + 1}, epoch {epoch + 1}, step {step}; checkpoints saved before are "
+            "still good. Begin anew with --overwrite and a lower --lr or --clip-grad.")
 
 
 def _schedule_parts(schedule: Any) -> list[Any]:

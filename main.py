@@ -12,13 +12,16 @@ from types import SimpleNamespace
 from typing import Any
 
 from configs import experiment_names, load_experiment
-from configs.base import OPTIONS, Command, build_parser, default_options, parse
+from configs.base import OPTIONS, Command, build_parser, check_saved, default_options, parse
 from configs.checks import check
 from errors import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line. Returns the exit code: 0, or 2 for bad input, or 1 for a run that had to stop."""
+    """Run one command line.
+
+    Returns the exit code: 0; 2 for bad input; 1 for a run that had to stop; 130 for one that was interrupted.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         if "--list" in argv:
@@ -31,9 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         return run(parse(argv))
     except InputError as error:
-        if int(os.environ.get("RANK", 0)) == 0:
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # one voice for each machine
             print(f"main.py: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a closed pipe, a folder that went away
+        print(f"main.py: error: {error}; what was saved before is still good.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("main.py: interrupted; the same command with --resume continues from the last whole epoch.",
+              file=sys.stderr)
+        return 130
 
 
 def run(command: Command) -> int:
@@ -54,11 +64,10 @@ def run(command: Command) -> int:
         for warning in warnings:
             print(f"main.py: warning: {warning}", file=sys.stderr)
     init_distributed(processes, device, options["dist_url"])
-    try:
-        return build_and_run(command, processes, device)
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    code = build_and_run(command, processes, device)
+    if processes.world_size > 1:  # not after an error: it would wait for processes that may never come
+        torch.distributed.destroy_process_group()
+    return code
 
 def with_saved_options(command: Command) -> Command:
     """For --eval and --resume: the options saved with the run, where the command line does not change them.
@@ -73,6 +82,7 @@ def with_saved_options(command: Command) -> Command:
         return command
     mode = "--eval" if command.options["eval"] else "--resume"
     config = outputs.read_config(folder)
+    check_saved(config, f"{folder}/config.json")
     free = {name for name, option in OPTIONS.items() if option.run_only}
     free |= {"device", "data_path", "init_checkpoint"}
     if mode == "--eval":  # what is measured may change, what was trained may not
@@ -100,12 +110,15 @@ def choose_device(name: str, local_rank: int):
     except RuntimeError as error:
         raise InputError(f"--device {name}: there is no such device; use auto, cpu, cuda or cuda:N.") from error
     if device.type == "cuda":
-        count = torch.cuda.device_count()
-        index = local_rank if device.index is None else device.index
-        if index >= count:
-            raise InputError(f"--device {name}: this process needs GPU number {index} and torch sees {count}; "
+        # The same answer in every process of this machine, so that the one that speaks knows of it.
+        here, count = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+        needed = here if device.index is None else device.index + 1
+        if needed > count:
+            raise InputError(f"--device {name} needs {needed} GPU(s) for {here} process(es) and torch sees {count}; "
                              "use --device cpu, or fewer processes.")
-        device = torch.device("cuda", index)
+        if device.index is not None and here > 1:
+            raise InputError(f"--device {name} would put {here} processes on one GPU: use --device cuda.")
+        device = torch.device("cuda", local_rank if device.index is None else device.index)
         torch.cuda.set_device(device)
     elif device.type != "cpu":
         raise InputError(f"--device {name}: use auto, cpu, cuda or cuda:N.")

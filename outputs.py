@@ -14,7 +14,6 @@ import csv
 import io
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -31,6 +30,8 @@ from utils import load_checkpoint, save_checkpoint, write_atomically
 
 RUN_FILES = ("config.json", "log.jsonl", "accuracy_matrix.csv", "summary.json", "eval_summary.json",
              "eval_accuracy_matrix.csv", "checkpoint", "tensorboard", "plots")
+RUN_PATTERNS = ("log.jsonl", "*accuracy_matrix.csv", "summary.json", "eval_summary.json", "checkpoint/task*.pth",
+                "checkpoint/last.pth", "tensorboard/events.out.tfevents.*", "plots/*.png")
 
 
 def read_config(output_dir: str) -> dict[str, Any]:
@@ -58,21 +59,41 @@ def check_writable(output_dir: str) -> None:
 
 
 def remove_run(output_dir: str) -> None:
-    """Remove what a run wrote, and nothing else that lies there."""
-    for path in (Path(output_dir) / name for name in RUN_FILES):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    """Remove the files that a run wrote, and nothing else that lies there.
+
+    Raises InputError where files have the names of a run's but there is no run's config.json beside them.
+    """
+    folder = Path(output_dir)
+    if not holds_run(output_dir):
+        return
+    read_config(output_dir)
+    for pattern in RUN_PATTERNS:
+        for path in folder.glob(pattern):
+            path.unlink()
+    for name in RUN_FILES:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+            path.rmdir()
+    (folder / "config.json").unlink()  # last, so that a removal cut short can be finished
 
 
 def load_last_checkpoint(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     """The content of last.pth, or None where a run has saved nothing yet."""
     path = folder / "checkpoint" / "last.pth"
     if not path.exists():
+        others = sorted(p.name for p in path.parent.glob("task*.pth"))
+        if others:
+            raise InputError(f"--resume: {path} is missing beside {', '.join(others)}; put it back, or begin anew with "
+                             "--overwrite.")
         return None
     content = load_checkpoint(path)
     check_made_by(content, config, path)
+    if "run" not in content:
+        raise InputError(f"--resume: {path} is the checkpoint of a task, not of a run; put the true last.pth back.")
+    theirs, ours = content["made_by"]["world_size"], config["world_size"]
+    if theirs != ours:
+        raise InputError(f"--resume: the run had {theirs} process(es) and would go on with {ours}, which changes its "
+                         f"batches; start {theirs}.")
     return content
 
 
@@ -82,10 +103,12 @@ def load_task_checkpoints(folder: Path, num_tasks: int, config: dict[str, Any]) 
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise InputError(f"--eval: {folder / 'checkpoint'} lacks {', '.join(missing)}; finish the run with --resume "
-                         "first, or put the files back.")
-    for path in paths:
+                         "if it was stopped, or put the files back.")
+    for task, path in enumerate(paths):
         content = load_checkpoint(path)
         check_made_by(content, config, path)
+        if content.get("task") != task or "run" in content:
+            raise InputError(f"--eval: {path} is not the checkpoint of task {task + 1}; put the true one back.")
         yield content
 
 
@@ -145,7 +168,7 @@ class Reporter(Silent):
     def steps(self, task: int, epoch: int, done: int, total: int, loss: float, acc1: float, lr: float) -> None:
         where = f"task {task + 1}/{self.num_tasks} epoch {epoch + 1}/{self.epochs}"
         values = f"loss {loss:.4f}  acc {acc1:.2f}  lr {lr:.3g}"
-        if not sys.stderr.isatty():
+        if not (sys.stderr and sys.stderr.isatty()):
             self.say(f"{where} step {done}/{total}  {values}")
             return
         if self._bar is None:
@@ -184,7 +207,8 @@ class Reporter(Silent):
 
     def save(self, name: str, content: dict[str, Any]) -> None:
         if self.folder:
-            save_checkpoint(self.folder / "checkpoint" / f"{name}.pth", content | {"made_by": self.config["model"]})
+            save_checkpoint(self.folder / "checkpoint" / f"{name}.pth", content | {
+                "made_by": self.config["model"] | {"world_size": self.config["world_size"]}})
 
     # ---- the end of a run ----
     def finish(self, run: RunState) -> dict[str, Any]:

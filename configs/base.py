@@ -98,8 +98,9 @@ GROUPS: dict[str, list[Option]] = {
            ("none", "imagenet", "model")),
         _o("drop", number(0, 0.99), 0.0, "dropout rate in the prompted pass"),
         _o("drop_path", number(0, 0.99), 0.0, "stochastic depth rate in the prompted pass"),
-        _o("freeze", word, ["blocks", "patch_embed", "cls_token", "norm", "pos_embed", "reg_token", "fc_norm"],
-           "parameters whose names begin with one of these words do not train; no word: everything trains",
+        _o("freeze", word, ["backbone"],
+           "parameters whose names begin with one of these words do not train: backbone, blocks, norm …; no word: "
+           "everything trains",
            nargs="*"),
         _o("head", str, "linear", "classifier: a trained linear layer, or the nearest class mean (no gradient)",
            ("linear", "ncm")),
@@ -260,6 +261,28 @@ def parse(argv: Sequence[str]) -> Command:
     warnings = [f"--{name} is accepted for compatibility and does nothing." for name in given if OPTIONS[name].inert]
     options = default_options(experiment) | given
     return Command(experiment.name, options, given, warnings, named)
+
+
+def check_saved(config: dict[str, Any], where: str) -> None:
+    """Raise InputError unless experiment and options in a config.json are such as `parse` could have given."""
+    if config.get("experiment") not in experiment_names():
+        raise InputError(f"{where} is damaged: there is no experiment {config.get('experiment')!r}.")
+    defaults = default_options(load_experiment(config["experiment"]))
+    for name, value in config["options"].items():
+        option = OPTIONS.get(name)
+        if option is None:
+            raise InputError(f"{where} is damaged: there is no option {name!r}.")
+        try:
+            if value != defaults[name]:  # defaults need not be typable: None, for one
+                for part in value if isinstance(value, list) else [value]:
+                    if option.choices and part not in option.choices:
+                        raise ValueError
+                    if not isinstance(part, type(option.type(str(part)))):
+                        raise ValueError
+                if isinstance(value, list) != (option.nargs not in (None, "?")):
+                    raise ValueError
+        except (ValueError, argparse.ArgumentTypeError) as error:
+            raise InputError(f"{where} is damaged: --{name} cannot be {value!r}.") from error
 
 
 def _experiment(name: str) -> Experiment:

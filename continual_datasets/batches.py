@@ -6,6 +6,7 @@ Shapes: B images in a batch, N in a task, U uniform numbers that an image's augm
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -94,7 +95,14 @@ class Batches:
         return (tensor.pin_memory() if self.pin_memory else tensor).to(self.device, non_blocking=True)
 
     def _ahead(self, prepare: Callable[[int], T], positions: range) -> Iterator[T]:
-        produced = map(prepare, positions)
+        # A thread begins on GPU 0, whichever this process works on.
+        on_gpu = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+        def prepare_here(position: int) -> T:
+            with on_gpu:
+                return prepare(position)
+
+        produced = map(prepare_here, positions)
         return prefetched(produced, self.prefetch) if self.prefetch else produced
 
 

@@ -34,10 +34,19 @@ def build_model(options: dict[str, Any], num_classes: int) -> PromptedViT:
             backbone.pos_embed is None or backbone.no_embed_class or not backbone.has_class_token):
         raise InputError(f"--prompt_pos_embed cls: {o['model']} has no position embedding for a cls token; "
                          "use --prompt_pos_embed none.")
-    check_freeze_words(o["freeze"])
-    return PromptedViT(backbone, prompts, build_head(o, backbone.embed_dim, num_classes), head_type=o["head_type"],
+    if backbone.attn_pool is not None:
+        backbone.reset_classifier(0, "")  # the head reads tokens, so a pooling layer of the backbone's own goes
+    model = PromptedViT(backbone, prompts, build_head(o, backbone.embed_dim, num_classes), head_type=o["head_type"],
                        embedding_key=o["embedding_key"], prompt_pos_embed=o["prompt_pos_embed"],
                        freeze=tuple(o["freeze"]))
+    check_freeze_words(model, o["freeze"])
+    trains = sum(p.numel() for _, p in model.trained_parameters())
+    if o["head"] == "ncm" and trains:
+        raise InputError(f"--head ncm learns without gradient, but --freeze leaves {trains} values to train: "
+                         "use --freeze backbone.")
+    if o["head"] != "ncm" and not trains:
+        raise InputError("--freeze leaves nothing to train: take a word out.")
+    return model
 
 
 def build_prompt(o: dict[str, Any], dim: int) -> PromptPool | FixedPrompt | None:
@@ -66,13 +75,15 @@ def build_head(o: dict[str, Any], dim: int, num_classes: int) -> nn.Module:
     return head
 
 
-FREEZE_ROOTS = ("blocks", "patch_embed", "cls_token", "norm", "norm_pre", "pos_embed", "reg_token", "fc_norm", "head",
-                "prompt")
+# What the PyTorch re-implementation and its users freeze; a model need not have all of it.
+FREEZE_WORDS = ("backbone", "blocks", "patch_embed", "cls_token", "dist_token", "reg_token", "pos_embed", "norm",
+                "norm_pre", "fc_norm", "head", "prompt")
 
 
-def check_freeze_words(words: list[str]) -> None:
-    """A word that names nothing would silently leave training on."""
+def check_freeze_words(model: PromptedViT, words: list[str]) -> None:
+    """A mistyped word would silently leave training on."""
+    names = {part for name, _ in model.named_parameters() for part in (name, name.removeprefix("backbone."))}
     for word in words:
-        if not any(word.startswith(root) or root.startswith(word) for root in FREEZE_ROOTS):
-            raise InputError(f"--freeze {word}: no parameter's name begins so; names begin with "
-                             f"{', '.join(FREEZE_ROOTS)}.")
+        if word not in FREEZE_WORDS and not any(name.startswith(word) for name in names):
+            raise InputError(f"--freeze {word}: no parameter's name begins so; words that do are "
+                             f"{', '.join(FREEZE_WORDS)}, or longer ones such as blocks.0.")

@@ -189,6 +189,6 @@ class PromptedViT(nn.Module):
 
 
 def freeze_parameters(model: PromptedViT, words: tuple[str, ...]) -> None:
-    """Stop the gradient of each parameter whose name, without `backbone.`, begins with one of `words`."""
+    """Stop the gradient of each parameter whose name, with or without `backbone.`, begins with one of `words`."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.removeprefix("backbone.").startswith(words) if words else True)
+        parameter.requires_grad_(not (name.startswith(words) or name.removeprefix("backbone.").startswith(words)))

@@ -53,7 +53,7 @@ OPTIONS = {
     "lr nan": (["--lr", "nan"], "--lr: 'nan' is not a finite number"),
     "lr infinite": (["--lr", "inf"], "--lr: 'inf' is not a finite number"),
     "not a boolean": (["--train-mask", "maybe"], "--train_mask: 'maybe' is neither true nor false"),
-    "cuda without a GPU": (["--device", "cuda:99"], "--device cuda:99: this process needs GPU number 99"),
+    "cuda without a GPU": (["--device", "cuda:99"], "--device cuda:99 needs 100 GPU(s) for 1 process(es)"),
     "no such device": (["--device", "gpu"], "--device gpu"),
     "prompt head, no prompts": (["--prompt_method", "none"], "--head_type prompt reads prompt outputs"),
     "eval without a folder": (["--eval", "--output_dir", ""], "--eval needs the run in --output_dir"),
@@ -202,3 +202,59 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, capsys):
     assert (int(place[1]), int(place[2])) not in done
     if done:
         load_checkpoint(tmp_path / "checkpoint" / "last.pth")
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["cifar100_ncm", "--freeze", "blocks"], "--head ncm learns without gradient, but --freeze leaves"),
+    (["cifar100_l2p", "--freeze", "backbone", "head", "prompt"], "--freeze leaves nothing to train"),
+    (["cifar100_l2p", "--freeze", "blocksX"], "--freeze blocksX"),
+])
+def test_what_freeze_leaves(words, message, data, tmp_path, capsys):
+    assert message in refused(capsys, words[0], *tiny(data, tmp_path / "output")[1:], *words[1:])
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_checkpoint_in_the_place_of_another(finished, tmp_path, capsys):
+    folder = copy_run(finished, tmp_path)
+    checkpoints = folder / "checkpoint"
+    first, second, last = ((checkpoints / f"{name}.pth").read_bytes() for name in ("task01", "task02", "last"))
+    for wrong in (second, last):
+        (checkpoints / "task01.pth").write_bytes(wrong)
+        assert "is not the checkpoint of task 1" in refused(capsys, "--eval", "--output_dir", folder)
+    (checkpoints / "last.pth").write_bytes(first)
+    assert "is the checkpoint of a task" in refused(capsys, "--resume", "--output_dir", folder)
+    (checkpoints / "last.pth").unlink()
+    assert "last.pth is missing beside task01.pth" in refused(capsys, "--resume", "--output_dir", folder)
+
+
+def test_resume_with_another_number_of_processes(finished, tmp_path, capsys):
+    folder = copy_run(finished, tmp_path)
+    path = folder / "checkpoint" / "last.pth"
+    content = load_checkpoint(path)
+    save_checkpoint(path, content | {"made_by": content["made_by"] | {"world_size": 2}})
+    assert "the run had 2 process(es) and would go on with 1" in refused(capsys, "--resume", "--output_dir", folder)
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("batch_size", "abc"), ("batch_size", 0), ("scale", None), ("head_type", "foo"), ("lr", "x"), ("colour", 1)])
+def test_an_edited_config(name, value, finished, tmp_path, capsys):
+    folder = copy_run(finished, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["options"][name] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    message = refused(capsys, "--eval", "--output_dir", folder)
+    assert "config.json is damaged" in message
+    assert name in message
+    config["experiment"] = "base"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "there is no experiment 'base'" in refused(capsys, "--eval", "--output_dir", folder)
+
+
+def test_overwrite_leaves_what_no_run_wrote(data, finished, tmp_path, capsys):
+    mine = tmp_path / "output" / "checkpoint" / "precious.pt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    assert "holds no run" in refused(capsys, *tiny(data, tmp_path / "output", "--overwrite"))
+    copy_run(finished, tmp_path / "output")
+    assert run(*tiny(data, tmp_path / "output", "--overwrite")) == 0
+    assert mine.read_text() == "mine"
