@@ -58,7 +58,7 @@ def measure_run(words: tuple[str, ...], folder: Path) -> dict[str, Any]:
     learned = learned_in(folder)
     config = json.loads((folder / "config.json").read_text())
     return {
-        "warnings": err.splitlines(),
+        "warnings": [line for line in err.splitlines() if "interrupted" not in line],
         "opening": re.search(r"^seed .*(?=, writing)", out, re.MULTILINE)[0],
         "steps": re.findall(r"^task (\S+) epoch (\S+) step (\S+)", out, re.MULTILINE),
         "first loss": [row.get("loss") for row in epochs if row["task"] == 1],
@@ -91,10 +91,7 @@ def call(*words: object, out: io.StringIO | None = None) -> tuple[int, str, str]
     """Run the program in this process: exit code (130 after Ctrl-C, as shells have it), stdout, stderr."""
     out, err = out or io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = main.main([str(word) for word in words])
-        except KeyboardInterrupt:
-            code = 130
+        code = main.main([str(word) for word in words])
     return code, out.getvalue(), err.getvalue()
 
 
