@@ -301,7 +301,7 @@ def test_device(lab):
     for name in ["cuda:99"] if gpu else ["cuda:99", "cuda"]:
         code, out, err = call(*lab.words(*BASE, "--device", name, "--output_dir", ""))
         assert (code, out) == (2, "")
-        assert f"--device {name}: this process needs GPU number" in err
+        assert f"--device {name} needs " in err
 
 
 def test_pretrained(lab, tmp_path, monkeypatch):
