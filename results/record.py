@@ -1,4 +1,4 @@
-"""Keep a finished run as one file in this folder: `python -m results.record OUTPUT_DIR NAME ["a remark"]`.
+"""Keep a finished run as one file in this folder: `python -m results.record OUTPUT_DIR NAME ["a remark"] [--eval]`.
 
 The record is the run's summary.json (with its whole config) and its accuracy matrix. Folders are cut off the paths in
 it, so that a record says which file was used and nothing of whose machine it lay on; nothing else is changed. A record
@@ -14,21 +14,24 @@ from typing import Any
 from records import without_folders
 
 
-def make_record(output_dir: Path, remark: str = "") -> dict[str, Any]:
-    summary = json.loads((output_dir / "summary.json").read_text())
+def make_record(output_dir: Path, remark: str = "", prefix: str = "") -> dict[str, Any]:
+    """The record of a run, or, with the prefix `eval_`, of its evaluation by --eval."""
+    summary = json.loads((output_dir / f"{prefix}summary.json").read_text())
     summary["config"] = without_folders(summary["config"])
-    with open(output_dir / "accuracy_matrix.csv") as file:
+    with open(output_dir / f"{prefix}accuracy_matrix.csv") as file:
         rows = list(csv.reader(file))[1:]
     matrix = [[float(cell) if cell else None for cell in row[1:]] for row in rows]
     return {"remark": remark, "accuracy_matrix": matrix, **summary}
 
 
 def main() -> None:
-    output_dir, name, *remark = sys.argv[1:]
+    words = [word for word in sys.argv[1:] if word != "--eval"]
+    prefix = "eval_" if "--eval" in sys.argv else ""
+    output_dir, name, remark = [*words, ""][:3]
     path = Path(__file__).with_name(f"{name}.json")
     if path.exists():
         sys.exit(f"{path} exists, and a record is never edited: choose another name.")
-    path.write_text(json.dumps(make_record(Path(output_dir), *remark), indent=1) + "\n")
+    path.write_text(json.dumps(make_record(Path(output_dir), remark, prefix), indent=1) + "\n")
     print(path)
 
 
