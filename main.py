@@ -69,6 +69,7 @@ def run(command: Command) -> int:
         torch.distributed.destroy_process_group()
     return code
 
+
 def with_saved_options(command: Command) -> Command:
     """For --eval and --resume: the options saved with the run, where the command line does not change them.
 
