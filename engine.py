@@ -5,7 +5,7 @@ Shapes: B images in a batch, K classes, M prompts in the pool.
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -83,8 +83,7 @@ class Continual:
     processes: Processes
     reporter: Reporter
     device: torch.device
-    query_cache: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    """(task, batch) → query: test images never change and the query network is frozen."""
+    query_cache: Any
 
     # ---- the loop ----
     def run(self, resume_from: dict[str, Any] | None = None) -> RunState:
@@ -101,7 +100,7 @@ class Continual:
                 optimizer.load_state_dict(resume_from["optimizer"])
                 for part, state in zip(_schedule_parts(schedule), resume_from["schedule"], strict=True):
                     part.load_state_dict(state)
-        learner = self._distributed() if trained else self.model
+        learner = self.distributed() if trained else self.model
         while run.task < num_tasks:
             if run.epoch == 0:
                 if self.model.prompt is not None:
@@ -211,8 +210,11 @@ class Continual:
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)  # loss, hits, hits among 5, images
         pool_size = getattr(model.prompt, "pool_size", 0)
         chosen_M = torch.zeros(pool_size, dtype=torch.long, device=self.device)
-        for batch in self.batches.evaluation(self.scenario.tasks[task].test):
-            output = model(batch.images_BCHW, query_BD=self._query(task, batch), per_image=per_image)
+        test = self.scenario.tasks[task].test
+        for batch in self.batches.evaluation(test):
+            query_BD = self.query_cache.query(model, test.fingerprint, self.batches.batch_size, batch.index,
+                                              batch.images_BCHW)
+            output = model(batch.images_BCHW, query_BD=query_BD, per_image=per_image)
             logits_BK = _masked(output.logits_BK, outside_K)
             top5 = logits_BK.topk(min(5, logits_BK.shape[1])).indices == batch.labels_B[:, None]
             sums += torch.stack([F.cross_entropy(logits_BK, batch.labels_B, reduction="sum"), top5[:, 0].sum(),
@@ -224,14 +226,6 @@ class Continual:
         chosen = sum_over_processes(chosen_M).cpu() if pool_size else None
         return 100 * hits1 / images, 100 * hits5 / images, loss / images, chosen
 
-    def _query(self, task: int, batch) -> Tensor | None:
-        if not getattr(self.model, "uses_query", False) or self.model.embedding_key != "cls":
-            return None
-        key = (task, batch.index)
-        if key not in self.query_cache:
-            self.query_cache[key] = self.model.query(batch.images_BCHW)
-        return self.query_cache[key]
-
     def _votes(self) -> bool:
         return getattr(self.model.prompt, "batchwise", False)
 
@@ -240,7 +234,8 @@ class Continual:
         optimizer = self.recipe.make_optimizer(self.model.trained_parameters())
         return optimizer, self.recipe.make_schedule(optimizer)
 
-    def _distributed(self) -> nn.Module:
+    def distributed(self) -> nn.Module:
+        """The model, its gradients averaged over the processes."""
         if self.processes.world_size == 1:
             return self.model
         device_ids = [self.device.index] if self.device.type == "cuda" else None

@@ -59,12 +59,13 @@ def run(command: Command) -> int:
 
     processes = processes_from_environment(options["world_size"])
     device = choose_device(options["device"], processes.local_rank)
+    precision = choose_precision(options["precision"], device)
     check_output_dir(options)
     if processes.is_main:
         for warning in warnings:
             print(f"main.py: warning: {warning}", file=sys.stderr)
     init_distributed(processes, device, options["dist_url"])
-    code = build_and_run(command, processes, device)
+    code = build_and_run(command, processes, device, precision)
     if processes.world_size > 1:  # not after an error: it would wait for processes that may never come
         torch.distributed.destroy_process_group()
     return code
@@ -87,8 +88,12 @@ def with_saved_options(command: Command) -> Command:
     free = {name for name, option in OPTIONS.items() if option.run_only}
     free |= {"device", "data_path", "init_checkpoint"}
     if mode == "--eval":  # what is measured may change, what was trained may not
-        free |= {"batch_size", "batchwise_prompt", "eval_per_image", "task_inc", "world_size"}
+        free |= {"batch_size", "batchwise_prompt", "compile", "eval_per_image", "precision", "task_inc", "world_size"}
     saved = default_options(load_experiment(config["experiment"])) | config["options"]
+    if mode == "--resume":  # go on as `auto` was understood, and let `auto` stand in the command line
+        saved["precision"] = config.get("precision", "fp32")
+        if command.options["precision"] == "auto":
+            command.given.pop("precision", None)
     changed = [f"--{name} {value}" for name, value in command.given.items()
                if name not in free and value != saved[name]]
     if command.named and command.experiment != config["experiment"]:
@@ -126,6 +131,23 @@ def choose_device(name: str, local_rank: int):
     return device
 
 
+def choose_precision(name: str, device) -> str:
+    """`fp32`, `tf32` or `bf16`, set for this process. Raises InputError for one that the device has not."""
+    import torch
+
+    on_gpu = device.type == "cuda"
+    has_bf16 = not on_gpu or torch.cuda.get_device_capability(device) >= (8, 0)
+    if name == "auto":
+        name = "bf16" if on_gpu and has_bf16 else "fp32"
+    if name == "tf32" and not on_gpu:
+        raise InputError("--precision tf32 is a mode of NVIDIA GPUs: use fp32 or bf16 on the CPU.")
+    if name == "bf16" and not has_bf16:
+        raise InputError(f"--precision bf16: {torch.cuda.get_device_name(device)} has no bfloat16; use fp32.")
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = name == "tf32"
+    return name
+
+
 def check_output_dir(options: dict[str, Any]) -> None:
     """Refuse to write over a run, or where nothing can be written; makes nothing."""
     import outputs
@@ -139,12 +161,12 @@ def check_output_dir(options: dict[str, Any]) -> None:
                          "it, --overwrite to remove it, or name another folder.")
 
 
-def build_and_run(command: Command, processes, device) -> int:
+def build_and_run(command: Command, processes, device, precision: str) -> int:
     import outputs
     from continual_datasets import build_scenario
     from engine import Continual, NonFiniteLossError, RunState
     from metrics import AccuracyMatrix
-    from models import build_model, resolve_model_name
+    from models import QueryCache, build_model, resolve_model_name
     from records import describe_run, opening_lines
     from utils import main_process_first
 
@@ -160,10 +182,15 @@ def build_and_run(command: Command, processes, device) -> int:
                                   subsample_test=options["subsample_test"])
     with main_process_first(processes):  # one process fetches weights, the others find them
         model = build_model(options, scenario.num_classes)
-    config = describe_run(command.experiment, options, model, processes, device)
+    config = describe_run(command.experiment, options, model, processes, device, precision)
 
     recipe = build_recipe(options)
     check_recipe(recipe, model)
+    model.to(device)
+    if precision == "bf16":
+        model.use_bfloat16()
+    if options["compile"]:
+        model.compile(options["batch_size"])
 
     folder = Path(options["output_dir"] or os.devnull)
     resume_from = outputs.load_last_checkpoint(folder, config) if options["resume"] else None
@@ -173,15 +200,25 @@ def build_and_run(command: Command, processes, device) -> int:
     if processes.is_main and options["overwrite"]:
         outputs.remove_run(options["output_dir"])
     reporter = outputs.Silent()
-    if processes.is_main:
+    if processes.is_main and options["speed_test_only"]:
+        reporter = outputs.SpeedReporter(options["output_dir"], config)
+    elif processes.is_main:
         reporter = outputs.Reporter(
             options["output_dir"], num_tasks=len(scenario.tasks), epochs=options["epochs"], config=config,
             top_k=getattr(model.prompt, "top_k", 0), keep_log=resume_from is not None, evaluation=options["eval"])
-        for line in opening_lines(config, scenario):
-            reporter.say(line)
+    for line in opening_lines(config, scenario):
+        reporter.say(line)
 
-    continual = Continual(model.to(device), scenario, build_batches(options, model, device, processes),
-                          recipe, processes, reporter, device)
+    continual = Continual(model, scenario, build_batches(options, model, device, processes),
+                          recipe, processes, reporter, device, QueryCache())
+    if options["speed_test"] or options["speed_test_only"]:
+        from speed_test import format_speed, measure_speed
+
+        found = measure_speed(continual, QueryCache)
+        reporter.speed(found)
+        reporter.say(format_speed(found))
+        if options["speed_test_only"]:
+            return 0
     try:
         if options["eval"]:
             run = RunState(AccuracyMatrix(len(scenario.tasks)), AccuracyMatrix(len(scenario.tasks)))
@@ -225,16 +262,20 @@ def build_recipe(options: dict[str, Any]):
     lr = o["lr"] * batch / 256
 
     def make_optimizer(named_parameters):
+        import torch
         from timm.optim import create_optimizer_v2, get_optimizer_info
 
         matrices, vectors = [], []
         for _, parameter in named_parameters:
             (matrices if parameter.ndim > 1 else vectors).append(parameter)
         groups = [{"params": matrices, "weight_decay": o["weight_decay"]}, {"params": vectors, "weight_decay": 0.0}]
+        about = get_optimizer_info(o["opt"])
         # A few optimizers take three betas: those keep their own.
-        betas = {"betas": tuple(o["opt_betas"])} if get_optimizer_info(o["opt"]).num_betas == 2 else {}
+        more = {"betas": tuple(o["opt_betas"])} if about.num_betas == 2 else {}
+        if about.opt_class in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
+            more["fused"] = True  # one kernel for all parameters instead of a dozen each
         return create_optimizer_v2([g for g in groups if g["params"]], opt=o["opt"], lr=lr, momentum=o["momentum"],
-                                   weight_decay=o["weight_decay"], eps=o["opt_eps"], **betas)
+                                   weight_decay=o["weight_decay"], eps=o["opt_eps"], **more)
 
     def make_schedule(optimizer):
         from timm.scheduler import create_scheduler

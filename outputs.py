@@ -5,6 +5,7 @@
     accuracy_matrix.csv   Acc@1 of task i (row) after training task t (column), percent
     summary.json          the final metrics
     checkpoint/           task01.pth … (exactly what was learned) and last.pth (all that a resumed run needs)
+    speed.json            what --speed_test measured
     tensorboard/, plots/
 
 Only the main process writes and prints; the others get a `Silent` reporter with the same interface.
@@ -31,7 +32,7 @@ from utils import load_checkpoint, save_checkpoint, write_atomically
 RUN_FILES = ("config.json", "log.jsonl", "accuracy_matrix.csv", "summary.json", "eval_summary.json",
              "eval_accuracy_matrix.csv", "checkpoint", "tensorboard", "plots")
 RUN_PATTERNS = ("log.jsonl", "*accuracy_matrix.csv", "summary.json", "eval_summary.json", "checkpoint/task*.pth",
-                "checkpoint/last.pth", "tensorboard/events.out.tfevents.*", "plots/*.png")
+                "checkpoint/last.pth", "tensorboard/events.out.tfevents.*", "plots/*.png", "speed.json")
 
 
 def read_config(output_dir: str) -> dict[str, Any]:
@@ -127,6 +128,21 @@ class Silent:
     def epoch(self, task, epoch, **values) -> None: ...
     def evaluated(self, task, run, prompts_TM) -> None: ...
     def save(self, name, content) -> None: ...
+    def speed(self, found) -> None: ...
+
+
+class SpeedReporter(Silent):
+    """Prints, and writes speed.json alone."""
+
+    def __init__(self, output_dir: str, config: dict[str, Any]):
+        self.folder, self.config = Path(output_dir) if output_dir else None, config
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def speed(self, found: dict[str, Any]) -> None:
+        if self.folder:
+            _write_json(self.folder / "speed.json", found | {"config": self.config})
 
 
 class Reporter(Silent):
@@ -209,6 +225,10 @@ class Reporter(Silent):
         if self.folder:
             save_checkpoint(self.folder / "checkpoint" / f"{name}.pth", content | {
                 "made_by": self.config["model"] | {"world_size": self.config["world_size"]}})
+
+    def speed(self, found: dict[str, Any]) -> None:
+        if self.folder:
+            _write_json(self.folder / "speed.json", found | {"config": self.config})
 
     # ---- the end of a run ----
     def finish(self, run: RunState) -> dict[str, Any]:

@@ -17,15 +17,15 @@ from utils import Processes
 
 
 def describe_run(experiment: str, options: dict[str, Any], model: PromptedViT, processes: Processes,
-                 device: torch.device) -> dict[str, Any]:
-    """The content of config.json."""
+                 device: torch.device, precision: str) -> dict[str, Any]:
+    """The content of config.json. `precision`: what `auto` came to."""
     counts = [sum(p.numel() for p in group) for group in (
         model.parameters(), (p for _, p in model.trained_parameters()))]
     return {
         "experiment": experiment, "options": options, "protocol": protocol(options),
         "model": {"name": resolve_model_name(options["model"])[0], "parameters": counts[0],
                   "trainable_parameters": counts[1], "backbone_sha256": backbone_fingerprint(model.backbone)},
-        "world_size": processes.world_size, "device": str(device), **environment_record(device),
+        "world_size": processes.world_size, "device": str(device), "precision": precision, **environment_record(device),
     }
 
 
@@ -46,6 +46,7 @@ def opening_lines(config: dict[str, Any], scenario: Scenario) -> list[str]:
         f"train; {len(scenario.tasks)} tasks, {scenario.num_classes} classes, {images[0]} training and {images[1]} "
         f"test images; {config['protocol']}",
         f"seed {options['seed']}, {config['world_size']} process(es) on {config['device']}, "
+        f"{config['precision']}{', compiled' if options['compile'] else ''}, "
         f"{options['num_workers']} batches ahead, pinned memory "
         f"{'on' if options['pin_mem'] and config['device'] != 'cpu' else 'off'}, "
         + (f"writing {options['output_dir']}" if options["output_dir"] else "nothing is written"),

@@ -110,12 +110,16 @@ CHECKPOINT_FORMAT = "l2p-checkpoint-1"
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values, atomically, with a checksum over the bytes behind them."""
+    """Write tensors and plain values, atomically."""
+    write_atomically(path, checkpoint_bytes(content))
 
+
+def checkpoint_bytes(content: dict[str, Any]) -> bytes:
+    """What a checkpoint file holds: the content as torch saves it, and a checksum over those bytes behind them."""
     buffer = io.BytesIO()
     torch.save({"format": CHECKPOINT_FORMAT, **content}, buffer)
     data = buffer.getvalue()
-    write_atomically(path, data + _checksum(data))
+    return data + _checksum(data)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

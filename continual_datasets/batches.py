@@ -64,13 +64,13 @@ class Batches:
         draws_NU = torch.rand(n, self.train_transform.num_uniforms,
                               generator=random_generator(self.seed, "augmentation", task, epoch))
         pixels_NHWC, labels_N = self._on_device(images)
-        draws_NU = self._copy(draws_NU)
+        order_N, draws_NU = self._copy(order_N), self._copy(draws_NU)  # once: a step waits for no copy
 
         def prepare(step: int) -> Batch:
             whole = order_N[step * self.batch_size * self.world_size:(step + 1) * self.batch_size * self.world_size]
             mine = whole.tensor_split(self.world_size)[self.rank]
             share = len(mine) * self.world_size / len(whole)
-            index_B = self._copy(mine if len(mine) else whole[:1])
+            index_B = mine if len(mine) else whole[:1]
             pixels_BHWC = pixels_NHWC[index_B]
             cut = self.train_transform(pixels_BHWC, draws_NU[index_B]) if augment else self.eval_transform(pixels_BHWC)
             return Batch(cut, labels_N[index_B], step, share)
@@ -129,7 +129,8 @@ def prefetched(items: Iterator[T], depth: int) -> Iterator[T]:
         except Exception as error:  # handed to the consumer, which raises it
             put((None, error))
 
-    threading.Thread(target=produce, name="batches", daemon=True).start()
+    thread = threading.Thread(target=produce, name="batches", daemon=True)
+    thread.start()
     try:
         while True:
             item, error = ready.get()
@@ -140,3 +141,4 @@ def prefetched(items: Iterator[T], depth: int) -> Iterator[T]:
             yield item
     finally:
         stop.set()
+        thread.join()  # a thread inside torch when the interpreter ends would take the process down with it
