@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def parts_of(continual: Continual, fresh_query_cache: Callable[[], Any]
     """(name, FLOP per image, a function that works through one batch and returns its number of images)."""
     model, recipe, batches = continual.model, continual.recipe, continual.batches
     task = continual.scenario.tasks[0]
-    batch = next(iter(batches.training(task.train, 0, 0)))
+    with closing(batches.training(task.train, 0, 0)) as steps:
+        batch = next(steps)
     images_BCHW = batch.images_BCHW
     few_BCHW = images_BCHW[:1].repeat(2 if batches.batch_size != 2 else 3, 1, 1, 1)  # never compiled: FLOPs are counted
     outside_K = ~continual.scenario.class_mask(0).to(continual.device)
@@ -99,24 +101,26 @@ def parts_of(continual: Continual, fresh_query_cache: Callable[[], Any]
 
         step_flops = flops_per_image(forward_and_backward, few_BCHW)
         yield "training step", step_flops, lambda: step(batch)
-        training = itertools.chain.from_iterable(batches.training(task.train, 0, epoch) for epoch in itertools.count())
-        yield "training with its data", step_flops, lambda: step(next(training))
+        with closing(again_and_again(lambda round: batches.training(task.train, 0, round))) as training:
+            yield "training with its data", step_flops, lambda: step(next(training))
 
-    def evaluation(cached: bool) -> Iterator[int]:
-        cache = fresh_query_cache()
-        for _ in itertools.count():
-            if not cached:
-                cache = fresh_query_cache()
-            for test in batches.evaluation(task.test):
-                query_BD = cache.query(model, task.test.fingerprint, batches.batch_size, test.index, test.images_BCHW)
-                yield forward(test.images_BCHW, query_BD)
+    cache = fresh_query_cache()
 
-    new, seen = evaluation(cached=False), evaluation(cached=True)
-    yield "evaluation, new task", query_flops + forward_flops, lambda: next(new)
-    if model.uses_query:
-        for _ in range(-(-len(task.test) // batches.batch_size)):  # the first round fills the cache
-            next(seen)
-        yield "evaluation, task seen before", forward_flops, lambda: next(seen)
+    def evaluate(test: Any, cache: Any) -> int:
+        query_BD = cache.query(model, task.test.fingerprint, batches.batch_size, test.index, test.images_BCHW)
+        return forward(test.images_BCHW, query_BD)
+
+    with closing(again_and_again(lambda round: batches.evaluation(task.test), most=WARM_UP)) as test:
+        yield "evaluation, new task", query_flops + forward_flops, lambda: evaluate(next(test), fresh_query_cache())
+        if model.uses_query:  # one round of the warm-up fills the cache
+            yield "evaluation, task seen before", forward_flops, lambda: evaluate(next(test), cache)
+
+
+def again_and_again(batches: Callable[[int], Iterator[Any]], most: int | None = None) -> Iterator[Any]:
+    """Rounds without end, each of the first `most` batches."""
+    for number in itertools.count():
+        with closing(batches(number)) as whole_round:
+            yield from itertools.islice(whole_round, most)
 
 
 def images_per_second(step: Callable[[], int], device: torch.device) -> list[float]:

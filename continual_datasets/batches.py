@@ -103,7 +103,7 @@ class Batches:
                 return prepare(position)
 
         produced = map(prepare_here, positions)
-        return prefetched(produced, self.prefetch) if self.prefetch else produced
+        yield from prefetched(produced, self.prefetch) if self.prefetch else produced
 
 
 def prefetched(items: Iterator[T], depth: int) -> Iterator[T]:
