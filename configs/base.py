@@ -181,6 +181,8 @@ GROUPS: dict[str, list[Option]] = {
     "processes": [
         _o("world_size", or_none(integer(1)), None, "processes expected; the launcher's number when not given"),
         _o("dist_url", str, "env://", "where the processes meet", run_only=True),
+        _o("dist_timeout", number(1, 1e6), 1800.0, "seconds that a process waits for the others before it gives up",
+           run_only=True),
         _o("local_rank", or_none(integer(0)), None, "given by old launchers; the environment counts", run_only=True),
     ],
     "accepted, but doing nothing (the PyTorch re-implementation never reads them either)": [
