@@ -7,6 +7,7 @@ import difflib
 import os
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from configs import experiment_names, load_experiment
 from configs.base import OPTIONS, Command, build_parser, check_saved, default_options, parse
 from configs.checks import check
+from distributed import Processes, processes_from_environment, speaks_for_its_machine
 from errors import InputError
 
 
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         return run(parse(argv))
     except InputError as error:
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # one voice for each machine
+        if speaks_for_its_machine():
             print(f"main.py: error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a closed pipe, a folder that went away
@@ -53,18 +55,19 @@ def run(command: Command) -> int:
     options = command.options
     warnings = command.warnings + check(options)
 
+    processes = processes_from_environment(options["world_size"])
+
     import torch  # late, so that a mistyped option is answered at once
 
-    from utils import init_distributed, processes_from_environment
+    from utils import init_distributed
 
-    processes = processes_from_environment(options["world_size"])
-    device = choose_device(options["device"], processes.local_rank)
+    device = choose_device(options["device"], processes)
     precision = choose_precision(options["precision"], device)
     check_output_dir(options)
     if processes.is_main:
         for warning in warnings:
             print(f"main.py: warning: {warning}", file=sys.stderr)
-    init_distributed(processes, device, options["dist_url"])
+    init_distributed(processes, device, options["dist_url"], timedelta(seconds=options["dist_timeout"]))
     code = build_and_run(command, processes, device, precision)
     if processes.world_size > 1:  # not after an error: it would wait for processes that may never come
         torch.distributed.destroy_process_group()
@@ -105,7 +108,7 @@ def with_saved_options(command: Command) -> Command:
     return Command(config["experiment"], saved | own | command.given, command.given, command.warnings, command.named)
 
 
-def choose_device(name: str, local_rank: int):
+def choose_device(name: str, processes: Processes):
     """The torch device of this process. Raises InputError for a device that is not there."""
     import torch
 
@@ -117,14 +120,15 @@ def choose_device(name: str, local_rank: int):
         raise InputError(f"--device {name}: there is no such device; use auto, cpu, cuda or cuda:N.") from error
     if device.type == "cuda":
         # The same answer in every process of this machine, so that the one that speaks knows of it.
-        here, count = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
-        needed = here if device.index is None else device.index + 1
+        here, count = processes.local_world_size, torch.cuda.device_count()
+        sharing, own = (1, 0) if processes.own_gpu else (here, processes.local_rank)
+        needed = sharing if device.index is None else device.index + 1
         if needed > count:
             raise InputError(f"--device {name} needs {needed} GPU(s) for {here} process(es) and torch sees {count}; "
                              "use --device cpu, or fewer processes.")
-        if device.index is not None and here > 1:
+        if device.index is not None and sharing > 1:
             raise InputError(f"--device {name} would put {here} processes on one GPU: use --device cuda.")
-        device = torch.device("cuda", local_rank if device.index is None else device.index)
+        device = torch.device("cuda", own if device.index is None else device.index)
         torch.cuda.set_device(device)
     elif device.type != "cpu":
         raise InputError(f"--device {name}: use auto, cpu, cuda or cuda:N.")
@@ -255,7 +259,6 @@ def build_batches(options: dict[str, Any], model, device, processes):
 
 def build_recipe(options: dict[str, Any]):
     from engine import Recipe
-    from utils import processes_from_environment
 
     o = options
     batch = o["batch_size"] * (1 if o["unscale_lr"] else processes_from_environment().world_size)

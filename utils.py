@@ -1,4 +1,4 @@
-"""Processes, randomness and checkpoints: what every part of the program stands on."""
+"""The process group, randomness and checkpoints: what every part of the program stands on."""
 
 import hashlib
 import io
@@ -7,7 +7,6 @@ import pickle
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from distributed import Processes, slurm_meeting_place
 from errors import InputError
 
 
@@ -31,45 +31,31 @@ def random_generator(seed: int, *position: int | str) -> torch.Generator:
 
 
 # ---- processes ----
-@dataclass(frozen=True)
-class Processes:
-    """This process among those of the run."""
-
-    rank: int = 0
-    local_rank: int = 0
-    world_size: int = 1
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-
-def processes_from_environment(world_size: int | None = None) -> Processes:
-    """What the launcher (torchrun, torch.distributed.launch) says in the environment; one process without it.
-
-    Raises:
-        InputError: `world_size` is given and is not the number of processes that the launcher started.
-    """
-    env = os.environ
-    found = Processes(int(env.get("RANK", 0)), int(env.get("LOCAL_RANK", 0)), int(env.get("WORLD_SIZE", 1)))
-    if world_size is not None and world_size != found.world_size:
-        raise InputError(f"--world_size {world_size}, but the launcher started {found.world_size} process(es): "
-                         f"start them with torchrun --nproc_per_node={world_size}, or leave --world_size out.")
-    return found
-
-
 def init_distributed(processes: Processes, device: torch.device, dist_url: str = "env://",
                      timeout: timedelta = timedelta(minutes=30)) -> None:
-    """Join the process group: NCCL on CUDA, gloo on CPU. Nothing is done for a single process."""
+    """Join the process group: NCCL on CUDA, gloo on CPU. Nothing is done for a single process.
+
+    Args:
+        dist_url: where the processes meet. `env://` is MASTER_ADDR and MASTER_PORT, which torchrun sets; in a Slurm
+            job step those that are not set follow from the step.
+        timeout: how long a process waits for the others before it gives up, here and in everything they do together.
+
+    Raises:
+        InputError: the processes could not meet.
+    """
     if processes.world_size == 1:
         return
+    if dist_url == "env://":
+        for name, value in slurm_meeting_place().items():
+            os.environ.setdefault(name, value)
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=dist_url, timeout=timeout,
                                 rank=processes.rank, world_size=processes.world_size)
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"--dist_url {dist_url}: the {processes.world_size} processes could not meet there "
-                         f"({str(error).splitlines()[0]}); start them with torchrun, or give the address of process 0."
-                         ) from error
+        place = " ".join(f"{name}={os.environ[name]}" for name in ("MASTER_ADDR", "MASTER_PORT") if name in os.environ)
+        raise InputError(f"--dist_url {dist_url}{f' ({place})' if place and dist_url == 'env://' else ''}: the "
+                         f"{processes.world_size} processes could not meet there ({str(error).splitlines()[0]}); start "
+                         "them with torchrun or srun, or give the address of process 0.") from error
 
 
 def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:

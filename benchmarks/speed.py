@@ -72,10 +72,11 @@ def our_work(way: str, options: SimpleNamespace, device: torch.device) -> dict[s
     import main
     from configs.base import parse
     from continual_datasets.scenario import Images
+    from distributed import Processes
     from engine import train_step
     from models import QueryCache, build_model
     from speed_test import WARM_UP, again_and_again
-    from utils import Processes, checkpoint_bytes
+    from utils import checkpoint_bytes
 
     words = ["cifar100_l2p", "--model", options.model, "--no-pretrained", "--prompt_pos_embed", "none",
              "--batch_size", str(options.batch_size), "--device", str(device), "--input_size", str(options.input_size),

@@ -10,7 +10,7 @@ import difflib
 import math
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -188,6 +188,8 @@ GROUPS: dict[str, list[Option]] = {
     "processes": [
         _o("world_size", or_none(integer(1)), None, "processes expected; the launcher's number when not given"),
         _o("dist_url", str, "env://", "where the processes meet", run_only=True),
+        _o("dist_timeout", number(1, 1e6), 1800.0, "seconds that a process waits for the others before it gives up",
+           run_only=True),
         _o("local_rank", or_none(integer(0)), None, "given by old launchers; the environment counts", run_only=True),
     ],
     "accepted, but doing nothing (the PyTorch re-implementation never reads them either)": [
@@ -216,18 +218,19 @@ class Command:
     """Whether the experiment was named, or is the default."""
 
 
-def build_parser(experiment: Experiment | None = None) -> argparse.ArgumentParser:
+def build_parser(experiment: Experiment | None = None, groups: dict[str, list[Option]] = GROUPS,
+                 program: str = "main.py") -> argparse.ArgumentParser:
     """The parser, its help showing the defaults of `experiment`. Options not given are absent from its result."""
     parser = _Parser(
-        prog="main.py", usage="main.py [EXPERIMENT] [--option value ...]", allow_abbrev=False,
+        prog=program, usage=f"{program} [EXPERIMENT] [--option value ...]", allow_abbrev=False,
         argument_default=argparse.SUPPRESS, formatter_class=lambda prog: argparse.HelpFormatter(prog, width=120),
         description="Learning to Prompt for continual learning. Experiments: main.py --list. "
                     "Options take - and _ alike; booleans: --flag, --no-flag, --flag true, --flag false.")
     defaults = default_options(experiment)
-    for title, options in GROUPS.items():
+    for title, options in groups.items():
         group = parser.add_argument_group(title)
         for option in options:
-            shown = defaults[option.name]
+            shown = defaults.get(option.name, option.default)
             shown = " ".join(map(str, shown)) if isinstance(shown, list) else shown
             about = option.help.replace("%", "%%") + ("" if option.inert else f" [{shown}]")
             if option.type is boolean:
@@ -247,8 +250,8 @@ def default_options(experiment: Experiment | None = None) -> dict[str, Any]:
     return options
 
 
-def parse(argv: Sequence[str]) -> Command:
-    """Read a command line.
+def parse(argv: Sequence[str], launcher: Collection[str] = ()) -> Command:
+    """Read a command line. `launcher`: names of further options, which are only suggested for mistyped ones.
 
     Raises:
         InputError: an unknown experiment, option or value; or the JAX program's syntax, answered with our command.
@@ -263,11 +266,21 @@ def parse(argv: Sequence[str]) -> Command:
     parser = build_parser(experiment)
     known, unknown = parser.parse_known_args([_underscores(word) for word in argv])
     if unknown:
-        raise InputError(_unknown(unknown[0]))
+        raise InputError(_unknown(unknown[0], [*OPTIONS, *launcher]))
     given = vars(known)
     warnings = [f"--{name} is accepted for compatibility and does nothing." for name in given if OPTIONS[name].inert]
     options = default_options(experiment) | given
     return Command(experiment.name, options, given, warnings, named)
+
+
+def split_off(argv: Sequence[str], groups: dict[str, list[Option]], program: str) -> tuple[dict[str, Any], list[str]]:
+    """The values of a launcher's own options (`groups`) in a command line, and the words that are left for `parse`.
+
+    Raises:
+        InputError: a value that one of these options does not accept.
+    """
+    known, rest = build_parser(groups=groups, program=program).parse_known_args([_underscores(word) for word in argv])
+    return {option.name: option.default for group in groups.values() for option in group} | vars(known), rest
 
 
 def check_saved(config: dict[str, Any], where: str) -> None:
@@ -308,13 +321,13 @@ def _underscores(word: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def _unknown(word: str) -> str:
+def _unknown(word: str, names: Collection[str]) -> str:
     if not word.startswith("-"):
         return f"unexpected word {word!r}: the experiment comes first, and every other word belongs to an option."
     typed = word.partition("=")[0]
     name = typed.lstrip("-")
-    begun = [name] if name in OPTIONS else [option for option in OPTIONS if name and option.startswith(name)][:3]
-    near = begun or difflib.get_close_matches(name, OPTIONS, n=2, cutoff=0.7)
+    begun = [name] if name in names else [option for option in names if name and option.startswith(name)][:3]
+    near = begun or difflib.get_close_matches(name, names, n=2, cutoff=0.7)
     return f"unknown option {typed}: " + (
         f"did you mean {' or '.join('--' + n for n in near)}?" if near else "main.py --help prints them all.")
 

@@ -514,6 +514,18 @@ def test_world_size_and_dist_url(lab, tmp_path):
     assert "task" not in printed[1]
 
 
+def test_dist_timeout(lab):
+    """The process that waits for one that never comes gives up after so many seconds, and says where it waited."""
+    words = lab.words(*BASE, "--output_dir", "", "--dist_timeout", "1")
+    environment = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    done = subprocess.run([sys.executable, ROOT / "main.py", *words], capture_output=True, text=True, timeout=100,
+                          env=os.environ | environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "main.py: error: --dist_url env:// (MASTER_ADDR=127.0.0.1 MASTER_PORT=9): the 2 processes could not meet " \
+           "there" in done.stderr
+    assert re.search("timed out after 1s|[Tt]imeout.* 1000 ?ms", done.stderr), done.stderr
+
+
 OWN_TESTS: dict[str, Callable] = {
     "device": test_device,
     "compile": test_compile,
@@ -530,6 +542,7 @@ OWN_TESTS: dict[str, Callable] = {
     "eval": test_eval,
     "world_size": test_world_size_and_dist_url,
     "dist_url": test_world_size_and_dist_url,
+    "dist_timeout": test_dist_timeout,
 }
 CHOICES_ELSEWHERE = {"precision": test_precision_is_chosen_by_the_device}  # not every machine has them all
 # Deliberately without effect, although not listed as inert: torch.distributed.launch without --use_env gives it to each

@@ -1,0 +1,355 @@
+"""The launchers: who a process is by its environment, train.sh without Slurm, and submitit on this machine.
+
+With a real Slurm: tests/slurm.
+"""
+
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from fixtures import ROOT, TINY, write_npz
+
+import run_with_submitit
+from configs.base import OPTIONS
+from configs.launcher import LAUNCHER_GROUPS
+from distributed import Processes, first_host, processes_from_environment, slurm_meeting_place
+from errors import InputError
+
+LAUNCHERS_VARIABLES = ("SLURM", "SUBMITIT", "MASTER_", "RANK", "LOCAL_", "WORLD_SIZE")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_npz(tmp_path_factory.mktemp("data") / "data.npz")
+
+
+def tiny(data: Path, *words: object) -> list[str]:
+    return [str(word) for word in ("cifar100_l2p", *TINY, "--data-path", data, "--num-tasks", 2, *words)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This one, as a person's shell has it: started by none of the launchers."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS_VARIABLES)} | more
+
+
+def run(*words: object, cwd: Path = ROOT, **more: str) -> subprocess.CompletedProcess:
+    return subprocess.run([str(word) for word in words], cwd=cwd, env=environment(**more), capture_output=True,
+                          text=True, timeout=200)
+
+
+def summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+# ---- who am I ----
+# What each launcher really sets, as printed by a process that it started (values that nothing reads left out).
+TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1",
+            "MASTER_ADDR": "node1", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "none"}
+SLURM_JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NODELIST": "n[1-2]", "SLURM_NNODES": "2",
+             "SLURM_NTASKS": "4", "SLURM_NPROCS": "4", "SLURM_TASKS_PER_NODE": "2(x2)", "SLURM_JOB_NUM_NODES": "2"}
+SLURM_BATCH = SLURM_JOB | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "ENVIRONMENT": "BATCH"}
+SLURM_STEP = SLURM_JOB | {"SLURM_STEP_ID": "0", "SLURM_STEPID": "0", "SLURM_PROCID": "3", "SLURM_LOCALID": "1",
+                          "SLURM_NODEID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+                          "SLURM_STEP_NODELIST": "n[1-2]"}
+SUBMITIT_LOCAL = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_JOB_ID": "4711", "SUBMITIT_LOCAL_NTASKS": "2",
+                  "SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_LOCALID": "1", "SUBMITIT_LOCAL_NODEID": "0"}
+ENVIRONMENTS = {
+    "nothing": ({}, Processes()),
+    "torchrun": (TORCHRUN, Processes(3, 1, 4, 2)),
+    "a process of a Slurm step": (SLURM_STEP, Processes(3, 1, 4, 2)),
+    "a bare salloc shell": (SLURM_JOB, Processes()),
+    "a batch script": (SLURM_BATCH, Processes()),
+    "the step in which salloc runs its shell": (SLURM_JOB | {
+        "SLURM_STEP_ID": "4294967290", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0",
+        "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1"}, Processes()),
+    "a step smaller than its job": (SLURM_STEP | {
+        "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_STEP_NUM_TASKS": "1",
+        "SLURM_STEP_TASKS_PER_NODE": "1"}, Processes()),
+    "nodes with different numbers of tasks": (SLURM_STEP | {
+        "SLURM_PROCID": "6", "SLURM_LOCALID": "0", "SLURM_NODEID": "3", "SLURM_STEP_NUM_TASKS": "7",
+        "SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}, Processes(6, 0, 7, 1)),
+    "a GPU for each task": (SLURM_STEP | {"SLURM_GPUS_PER_TASK": "1"}, Processes(3, 1, 4, 2, own_gpu=True)),
+    "torchrun in a Slurm step": (SLURM_STEP | TORCHRUN | {"RANK": "0", "LOCAL_RANK": "0"}, Processes(0, 0, 4, 2)),
+    "submitit's local executor": (SUBMITIT_LOCAL, Processes(1, 1, 2, 2)),
+    "submitit's local executor, called in a Slurm step": (SLURM_STEP | SUBMITIT_LOCAL, Processes(1, 1, 2, 2)),
+    "submitit's Slurm executor": (SLURM_STEP | {"SUBMITIT_EXECUTOR": "slurm"}, Processes(3, 1, 4, 2)),
+}
+
+
+@pytest.mark.parametrize(("env", "expected"), ENVIRONMENTS.values(), ids=ENVIRONMENTS)
+def test_who_this_process_is(env, expected):
+    assert processes_from_environment(env=env) == expected
+
+
+def test_world_size_must_be_the_launchers():
+    assert processes_from_environment(4, SLURM_STEP).world_size == 4
+    with pytest.raises(InputError, match="--world_size 2, but the launcher started 4"):
+        processes_from_environment(2, SLURM_STEP)
+    with pytest.raises(InputError, match="--world_size 4, but the launcher started 1"):
+        processes_from_environment(4, SLURM_JOB)
+
+
+@pytest.mark.parametrize(("env", "message"), [
+    ({"RANK": "1"}, "RANK=1 and WORLD_SIZE=1"),
+    ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK=one"),
+    ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK=-1"),
+])
+def test_an_environment_that_makes_no_sense(env, message):
+    with pytest.raises(InputError, match=message):
+        processes_from_environment(env=env)
+
+
+@pytest.mark.parametrize(("nodes", "first"), [
+    ("n1", "n1"), ("n[1-3,7]", "n1"), ("n[7,1-3]", "n7"), ("gpu[08-12]", "gpu08"), ("a,b[1-2]", "a"),
+    ("rack[1-2]n[04-09],login", "rack1n04"), ("node-3.cluster,node-4.cluster", "node-3.cluster"),
+])
+def test_first_host(nodes, first):
+    assert first_host(nodes) == first
+
+
+def test_where_the_processes_of_a_step_meet():
+    """All at one place, that of another step elsewhere; outside of a step Slurm's variables mean nothing."""
+    step = SLURM_STEP | {"SLURM_STEP_NODELIST": "localhost,n2"}
+    place = slurm_meeting_place(step)
+    assert place["MASTER_ADDR"] == "localhost"
+    assert 10_000 <= int(place["MASTER_PORT"]) < 30_000
+    assert slurm_meeting_place(step | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}) == place
+    for other in ({"SLURM_JOB_ID": "8"}, {"SLURM_STEP_ID": "1"}):
+        assert slurm_meeting_place(step | other)["MASTER_PORT"] != place["MASTER_PORT"]
+    for env in ({}, SLURM_JOB, SLURM_BATCH):
+        assert slurm_meeting_place(env) == {}
+
+
+def test_processes_of_a_slurm_step_meet_and_train(data, tmp_path):
+    """Two processes with the environment of a step, on one machine: as srun would start them."""
+    step = SLURM_STEP | {"SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "0",
+                         "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_JOB_ID": str(os.getpid())}
+    command = [sys.executable, ROOT / "main.py", *tiny(data, "--device", "cpu", "--output_dir", tmp_path / "out",
+                                                       "--dist_timeout", 60)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(
+        **step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank})) for rank in "01"]
+    try:
+        printed = [process.communicate(timeout=200) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert [process.returncode for process in started] == [0, 0], printed
+    assert "2 process(es) on cpu" in printed[0][0]
+    assert printed[1][0] == ""
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["world_size"] == 2
+
+
+def test_one_process_of_a_machine_speaks():
+    """Of errors that every process has."""
+    said = [run(sys.executable, ROOT / "main.py", "--epohcs", 3, **SLURM_STEP | {
+        "SLURM_PROCID": rank, "SLURM_LOCALID": local}) for rank, local in (("0", "0"), ("1", "1"), ("2", "0"))]
+    assert [done.returncode for done in said] == [2, 2, 2]
+    assert [done.stderr.count("unknown option --epohcs") for done in said] == [1, 0, 1]
+
+
+# ---- train.sh ----
+def train_sh(*words: object, cwd: Path = ROOT, **more: str) -> subprocess.CompletedProcess:
+    return run("bash", ROOT / "train.sh", *words, cwd=cwd, PYTHON=sys.executable, **more)
+
+
+def test_train_sh_is_a_shell_script_and_its_slurm_lines_come_first():
+    assert run("bash", "-n", ROOT / "train.sh").returncode == 0
+    lines = (ROOT / "train.sh").read_text().splitlines()
+    first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
+    assert not [line for line in lines[first_command:] if line.startswith("#SBATCH")], "Slurm would not read these"
+    assert {"#SBATCH --requeue", "#SBATCH --open-mode=append", "#SBATCH --signal=B:USR1@120"} <= set(lines)
+
+
+def test_train_sh_without_slurm(data, tmp_path):
+    """Called from another folder; the same command again continues, here a run that is finished."""
+    words = tiny(data, "--device", "cpu", "--output_dir", "out")
+    done = train_sh(*words, cwd=tmp_path, PROCESSES="1")
+    assert done.returncode == 0, done.stderr
+    assert "1 process(es) on cpu" in done.stdout
+    found = summary(tmp_path / "out")
+    again = train_sh(*words, cwd=tmp_path, PROCESSES="1")
+    assert again.returncode == 0, again.stderr
+    assert "epoch" not in again.stdout
+    assert summary(tmp_path / "out")["per_task"] == found["per_task"]
+
+
+def test_train_sh_with_two_processes(data, tmp_path):
+    done = train_sh(*tiny(data, "--device", "cpu", "--output_dir", tmp_path / "out"), PROCESSES="2")
+    assert done.returncode == 0, done.stderr
+    assert "2 process(es) on cpu" in done.stdout
+    assert done.stdout.count("after task 2/2") == 1
+
+
+def test_train_sh_passes_errors_on(data, tmp_path):
+    done = train_sh("demo_l2p", "--epohcs", "3", PROCESSES="1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "main.py: error: unknown option --epohcs: did you mean --epochs?\n"
+    done = train_sh("demo_l2p", "--overwrite", SLURM_JOB_ID="7")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--overwrite would also remove the job's own progress" in done.stderr
+    done = run("bash", ROOT / "train.sh", PYTHON=str(tmp_path / "python"))
+    assert done.returncode == 2
+    assert "set PYTHON at the top of train.sh" in done.stderr
+
+
+def test_train_sh_evaluates(data, tmp_path):
+    """--eval excludes --resume, which train.sh adds otherwise."""
+    done = train_sh("--eval", "--output_dir", tmp_path, PROCESSES="1")
+    assert done.returncode == 2
+    assert "holds no run" in done.stderr
+
+
+# ---- run_with_submitit.py: what it refuses ----
+REFUSED = {
+    "no shared folder": (["demo_l2p"], "--shared_folder is missing"),
+    "a mistyped option of main.py": (["--epohcs", 3], "unknown option --epohcs: did you mean --epochs?"),
+    "a mistyped option of its own": (["--timeuot", 3], "unknown option --timeuot: did you mean --timeout?"),
+    "an abbreviation": (["--node", 2], "unknown option --node: did you mean --nodes or --nodelist?"),
+    "a value": (["--nodes", 0], "--nodes: '0' is not a whole number of at least 1"),
+    "a choice": (["--cluster", "pbs"], "--cluster: invalid choice: 'pbs'"),
+    "an experiment": (["demo_l2"], "unknown experiment 'demo_l2': did you mean demo_l2p"),
+    "a contradiction in main.py's": (["--top_k", 11], "--top_k 11 is more than --size 10"),
+    "tasks and GPUs": (["--gpus_per_node", 4, "--tasks_per_node", 2], "--tasks_per_node 2, but the job asks for 4 GPU"),
+    "volta without GPU": (["--gpus_per_node", 0, "--use_volta32"], "--use_volta32 asks for a kind of GPU"),
+    "local nodes": (["--cluster", "local", "--gpus_per_node", 0, "--nodes", 2], "--nodes 2, but --cluster local"),
+    "debug tasks": (["--cluster", "debug", "--gpus_per_node", 0, "--tasks_per_node", 2], "--cluster debug runs in one"),
+    "overwrite": (["--overwrite"], "--overwrite would also remove the job's own progress"),
+    "resume false": (["--no-resume"], "--resume false: a job always continues"),
+    "eval of nothing": (["--eval"], "--eval needs the run that it evaluates"),
+    "eval of no run": (["--eval", "--gpus_per_node", 0, "--output_dir", "{tmp}/none"], "holds no run"),
+    "no output": (["--output_dir", ""], "--output_dir '' saves nothing"),
+    "world size": (["--gpus_per_node", 0, "--tasks_per_node", 2, "--world_size", 3],
+                   "--world_size 3, but the job has 2 process(es)"),
+    "cuda without GPUs": (["--device", "cuda", "--gpus_per_node", 0], "--device cuda, but --gpus_per_node 0"),
+    "GPUs for nothing": (["--device", "cpu", "--gpus_per_node", 2], "--device cpu, but the job asks for 2 GPU(s)"),
+    "a folder that cannot be": (["--gpus_per_node", 0, "--shared_folder", "/proc/none"], "--shared_folder /proc/none"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_the_launcher_refuses(words, message, tmp_path, capsys):
+    words = [str(word).format(tmp=tmp_path) for word in words]
+    if words != ["demo_l2p"]:
+        # The launcher's options may stand before or behind the experiment.
+        words = ["--shared_folder", str(tmp_path / "shared"), "--cluster", "local", *words]
+    assert run_with_submitit.main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = printed.err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("run_with_submitit.py: error: ")
+    assert message in lines[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_slurm_where_there_is_none(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert run_with_submitit.main(["--shared_folder", str(tmp_path / "shared")]) == 2
+    assert "there is no sbatch and srun on this machine" in capsys.readouterr().err
+
+
+def test_help_shows_both_sets_of_options(capsys):
+    assert run_with_submitit.main(["demo_l2p", "--help"]) == 0
+    text = capsys.readouterr().out
+    launcher = {option.name for group in LAUNCHER_GROUPS.values() for option in group}
+    assert not launcher & OPTIONS.keys()
+    assert launcher | OPTIONS.keys() <= set(re.findall(r"^  --(\w+)", text, re.MULTILINE))
+    assert "learning rate for a batch of 256 [0.005]" in text, "the experiment's defaults"
+
+
+# ---- run_with_submitit.py: jobs on this machine ----
+def submit(data: Path, shared: Path, *words: object, **options) -> subprocess.CompletedProcess:
+    return run(sys.executable, ROOT / "run_with_submitit.py", *tiny(data, "--shared_folder", shared, "--cluster",
+               "local", "--gpus_per_node", 0, *words), **options)
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_a_local_job(tasks, data, tmp_path):
+    """Submitted in a folder that is not the program's; its output is in the job's folder, and nothing else is left."""
+    shared = tmp_path / "shared"
+    done = submit(data, shared, "--tasks_per_node", tasks, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    job = re.match(r"job (\d+), logs: (\S+) ", done.stdout)
+    assert Path(job[2]) == shared / job[1] / f"{job[1]}_0_log.out"
+    log = Path(job[2]).read_text()
+    assert f"{tasks} process(es) on cpu" in log
+    assert "after task 2/2" in log
+    assert summary(shared / job[1])["config"]["world_size"] == tasks
+    assert [path.name for path in shared.iterdir()] == [job[1]]
+
+
+def test_a_job_that_fails(tmp_path, data):
+    """main.py's own sentence reaches the logs and whoever waits; the job has failed for submitit, too."""
+    shared = tmp_path / "shared"
+    done = submit(tmp_path / "none.npz", shared, "--tasks_per_node", 2)
+    assert done.returncode == 1
+    assert "run_with_submitit.py: the job failed: --data_path" in done.stderr
+    folder = next(path for path in shared.iterdir() if path.is_dir())
+    assert "main.py: error: --data_path" in (folder / f"{folder.name}_0_log.err").read_text()
+    kind, text = pickle.loads((folder / f"{folder.name}_0_result.pkl").read_bytes())
+    assert kind == "error"
+    assert "RuntimeError: main.py ended with exit code 2" in text
+
+
+def test_a_job_continues_after_submitits_signal(data, tmp_path):
+    """SIGUSR2, by which submitit's jobs learn that their time is over: saved, started again, and the same result."""
+    words = ["--epochs", 3, "--print-freq", 1]
+    assert submit(data, tmp_path / "shared", *words, "--output_dir", tmp_path / "whole").returncode == 0
+    command = [sys.executable, ROOT / "run_with_submitit.py", *tiny(
+        data, "--shared_folder", tmp_path / "shared", "--cluster", "local", "--gpus_per_node", 0, *words,
+        "--output_dir", tmp_path / "stopped")]
+    launcher = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True)
+    try:
+        job, log = re.match(r"job (\d+), logs: (\S+) ", launcher.stdout.readline()).groups()
+        wait_until(lambda: "task 1/2 epoch 2/3" in Path(log).read_text() if Path(log).exists() else False)
+        for process in Path(f"/proc/{job}/task/{job}/children").read_text().split():
+            os.kill(int(process), signal.SIGUSR2)
+        assert launcher.wait(timeout=200) == 0
+    finally:
+        launcher.kill()
+        launcher.stdout.close()
+    text = Path(log).read_text()
+    assert "Requeued job" in text
+    assert text.count("1 process(es) on cpu") == 2, "it was started twice"
+    one, other = summary(tmp_path / "whole"), summary(tmp_path / "stopped")
+    for key in ("acc@1", "loss", "forgetting", "per_task", "acc@1_per_image"):
+        assert one[key] == other[key], key
+
+
+def wait_until(happened, seconds: float = 100) -> None:
+    until = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.02)
+
+
+def test_an_existing_run_is_continued_only_when_asked(tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"experiment": "demo_l2p", "options": {"lr": 0.1}}))
+    words = ["demo_l2p", "--shared_folder", str(tmp_path / "shared"), "--cluster", "local", "--gpus_per_node", "0",
+             "--output_dir", str(folder)]
+    assert run_with_submitit.main(words) == 2
+    assert "already holds a run: add --resume to continue it" in capsys.readouterr().err
+    assert run_with_submitit.main([*words, "--resume", "--lr", "0.2"]) == 2
+    assert "was made by demo_l2p with other values than --lr 0.2" in capsys.readouterr().err
+    assert not (tmp_path / "shared").exists()
+
+
+def test_every_start_of_a_job_meets_elsewhere(tmp_path, monkeypatch):
+    """After submitit's requeueing (a new pickle) and after Slurm's own (the same pickle, one more restart)."""
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    training = run_with_submitit.Training([], tmp_path, 1)
+    names = {training._meeting_file()}
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    names.add(training._meeting_file())
+    names.add(training.checkpoint().function._meeting_file())
+    names.add(run_with_submitit.Training([], tmp_path, 1)._meeting_file())
+    assert len(names) == 4
