@@ -143,7 +143,9 @@ GROUPS: dict[str, list[Option]] = {
         _o("scale", number(0, 1), [0.05, 1.0], "share of the image that a random crop covers", nargs=2),
         _o("ratio", number(0.01, 100), [3 / 4, 4 / 3], "width / height of a random crop", nargs=2),
         _o("hflip", number(0, 1), 0.5, "probability of a horizontal flip"),
-        _o("num_workers", integer(0), 4, "batches prepared ahead by a thread; changes no number", run_only=True),
+        _o("num_workers", integer(0), 4,
+           "batches prepared ahead by a thread, or processes that decode image files; changes no number",
+           run_only=True),
         _o("pin_mem", boolean, True, "pinned memory for copies to a GPU", run_only=True),
     ],
     "continual learning": [

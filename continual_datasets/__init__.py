@@ -3,11 +3,12 @@
 import difflib
 
 from continual_datasets.batches import Batch, Batches
+from continual_datasets.images import ImageFiles, Images, LabelledImages
 from continual_datasets.readers import CATALOGUE, check_data_path
-from continual_datasets.scenario import Dataset, Images, Scenario, Task, class_order, split_by_class
+from continual_datasets.scenario import Dataset, Scenario, Task, class_order, split_by_class
 from errors import InputError
 
-__all__ = ["Batch", "Batches", "Images", "Scenario", "Task", "build_scenario"]
+__all__ = ["Batch", "Batches", "ImageFiles", "Images", "LabelledImages", "Scenario", "Task", "build_scenario"]
 
 
 def build_scenario(dataset: str, data_path: str, *, download: bool, num_tasks: int, shuffle: bool, seed: int,

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from continual_datasets.glyphs import DEMO_CLASSES, glyph_images
-from continual_datasets.scenario import Dataset, Images
+from continual_datasets.images import Images
+from continual_datasets.scenario import Dataset
 from errors import InputError
 
 NO_DATA_HINT = "or run `python main.py demo_l2p`, which needs no files."

@@ -1,48 +1,24 @@
 """Splitting a labelled data set into a sequence of tasks: pure functions of their arguments.
 
-Shapes: N images, H×W pixels, 3 channels. Labels are class ids in 0 … num_classes-1 and keep their meaning throughout:
-a shuffled class order changes which classes share a task, not what a class is called.
+Labels are class ids in 0 … num_classes-1 and keep their meaning throughout: a shuffled class order changes which
+classes share a task, not what a class is called.
 """
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
+from continual_datasets.images import LabelledImages
 from errors import InputError
 from utils import random_generator
-
-
-@dataclass(frozen=True)
-class Images:
-    """Labelled images of one size, in memory."""
-
-    pixels_NHWC: np.ndarray
-    """uint8."""
-    labels_N: np.ndarray
-    """int64."""
-
-    def __len__(self) -> int:
-        return len(self.labels_N)
-
-    def of_classes(self, classes: tuple[int, ...]) -> "Images":
-        chosen = np.isin(self.labels_N, classes)
-        return Images(self.pixels_NHWC[chosen], self.labels_N[chosen])
-
-    def first_per_class(self, limit: int | None) -> "Images":
-        """The first `limit` images of every class, in their order in the file; all of them when `limit` is None."""
-        if limit is None:
-            return self
-        chosen = np.sort(np.concatenate([np.flatnonzero(self.labels_N == c)[:limit] for c in np.unique(self.labels_N)]))
-        return Images(self.pixels_NHWC[chosen], self.labels_N[chosen])
 
 
 @dataclass(frozen=True)
 class Dataset:
     """What a reader gives: everything there is, before it is split into tasks."""
 
-    train: Images
-    test: Images
+    train: LabelledImages
+    test: LabelledImages
     class_names: tuple[str, ...]
 
 
@@ -50,8 +26,8 @@ class Dataset:
 class Task:
     index: int
     classes: tuple[int, ...]
-    train: Images
-    test: Images
+    train: LabelledImages
+    test: LabelledImages
 
 
 @dataclass(frozen=True)
