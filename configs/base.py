@@ -134,10 +134,14 @@ GROUPS: dict[str, list[Option]] = {
         _o("lr_noise_std", number(0), 1.0, "standard deviation of that noise"),
     ],
     "data": [
-        _o("dataset", str, "Split-CIFAR100", "name in the data catalogue"),
-        _o("data_path", str, "/local_datasets/", "folder of the data, or an .npz file"),
+        _o("dataset", str, "Split-CIFAR100",
+           "a data set of the catalogue (a wrong name prints all), or several with commas between: a task for each"),
+        _o("data_path", str, "/local_datasets/", "folder of the data, an archive of it, or an .npz file"),
         _o("download", boolean, False, "fetch missing files into data_path", run_only=True),
         _o("shuffle", boolean, False, "shuffle the order of the classes by seed before they are split into tasks"),
+        _o("class_order", or_none(str), None,
+           "order of the classes: a file with one (name or number) on each line; seed or seed:N shuffles; none: as "
+           "numbered"),
         _o("subsample", or_none(integer(1)), None, "use the first N training images of each class"),
         _o("subsample_test", or_none(integer(1)), None, "use the first N test images of each class"),
         _o("scale", number(0, 1), [0.05, 1.0], "share of the image that a random crop covers", nargs=2),
@@ -149,7 +153,9 @@ GROUPS: dict[str, list[Option]] = {
         _o("pin_mem", boolean, True, "pinned memory for copies to a GPU", run_only=True),
     ],
     "continual learning": [
-        _o("num_tasks", integer(1), 10, "tasks into which the classes are split"),
+        _o("num_tasks", or_none(integer(1)), None,
+           "tasks into which the classes are split equally; none: 10, or as many as classes_per_task or the data make"),
+        _o("classes_per_task", or_none(integer(1)), None, "classes of a task; the last task has what is left"),
         _o("train_mask", boolean, True, "train on the classes of the current task only: other logits are -inf"),
         _o("task_inc", boolean, False, "task-incremental test: logits outside the image's own task are -inf"),
     ],
