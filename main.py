@@ -183,7 +183,13 @@ def build_and_run(command: Command, processes, device, precision: str) -> int:
         scenario = build_scenario(options["dataset"], options["data_path"], num_tasks=options["num_tasks"],
                                   download=options["download"] and processes.is_main, shuffle=options["shuffle"],
                                   seed=options["seed"], subsample=options["subsample"],
-                                  subsample_test=options["subsample_test"])
+                                  subsample_test=options["subsample_test"],
+                                  classes_per_task=options["classes_per_task"], class_order=options["class_order"])
+    if processes.is_main:
+        for note in scenario.notes:
+            print(f"main.py: warning: {note}", file=sys.stderr)
+    if options["eval"] or options["resume"]:
+        outputs.check_scenario(options["output_dir"], scenario.record)
     with main_process_first(processes):  # one process fetches weights, the others find them
         model = build_model(options, scenario.num_classes)
     config = describe_run(command.experiment, options, model, processes, device, precision)
@@ -212,6 +218,8 @@ def build_and_run(command: Command, processes, device, precision: str) -> int:
             top_k=getattr(model.prompt, "top_k", 0), keep_log=resume_from is not None, evaluation=options["eval"])
     for line in opening_lines(config, scenario):
         reporter.say(line)
+    if processes.is_main and not (options["eval"] or options["speed_test_only"]):
+        outputs.write_scenario(options["output_dir"], scenario.record)
 
     continual = Continual(model, scenario, build_batches(options, model, device, processes),
                           recipe, processes, reporter, device, QueryCache())

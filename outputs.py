@@ -1,6 +1,7 @@
 """What a run writes into `output_dir`, and what it prints.
 
     config.json           every option, versions, commit, command, hardware
+    scenario.json         what of the tasks no option tells: images drawn for the test, a class order read from a file
     log.jsonl             one object per epoch and per evaluation
     accuracy_matrix.csv   Acc@1 of task i (row) after training task t (column), percent
     summary.json          the final metrics
@@ -29,10 +30,11 @@ from errors import InputError
 from metrics import AccuracyMatrix
 from utils import load_checkpoint, save_checkpoint, write_atomically
 
-RUN_FILES = ("config.json", "log.jsonl", "accuracy_matrix.csv", "summary.json", "eval_summary.json",
+RUN_FILES = ("config.json", "scenario.json", "log.jsonl", "accuracy_matrix.csv", "summary.json", "eval_summary.json",
              "eval_accuracy_matrix.csv", "checkpoint", "tensorboard", "plots")
-RUN_PATTERNS = ("log.jsonl", "*accuracy_matrix.csv", "summary.json", "eval_summary.json", "checkpoint/task*.pth",
-                "checkpoint/last.pth", "tensorboard/events.out.tfevents.*", "plots/*.png", "speed.json")
+RUN_PATTERNS = ("scenario.json", "log.jsonl", "*accuracy_matrix.csv", "summary.json", "eval_summary.json",
+                "checkpoint/task*.pth", "checkpoint/last.pth", "tensorboard/events.out.tfevents.*", "plots/*.png",
+                "speed.json")
 
 
 def read_config(output_dir: str) -> dict[str, Any]:
@@ -76,6 +78,27 @@ def remove_run(output_dir: str) -> None:
         if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
             path.rmdir()
     (folder / "config.json").unlink()  # last, so that a removal cut short can be finished
+
+
+def write_scenario(output_dir: str, record: dict[str, Any]) -> None:
+    """What of the scenario depends on files that may change, for who wants the same again; nothing if nothing does."""
+    if output_dir and record:
+        _write_json(Path(output_dir) / "scenario.json", record)
+
+
+def check_scenario(output_dir: str, record: dict[str, Any]) -> None:
+    """Raise InputError where the run in `output_dir` had another split or class order than is found now."""
+    path = Path(output_dir) / "scenario.json"
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text())
+        differing = [name for name in before if before[name] != record.get(name)]
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise InputError(f"{path} is damaged: put it back, or remove it to go on without this check.") from error
+    if differing:
+        raise InputError(f"the data are not those of the run: its {' and '.join(differing)} in {path} differ from what "
+                         "--data_path and --class_order give now; put the files back as they were.")
 
 
 def load_last_checkpoint(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:

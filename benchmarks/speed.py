@@ -71,7 +71,7 @@ def our_work(way: str, options: SimpleNamespace, device: torch.device) -> dict[s
     """The same steps by the program's own parts, put together as main.py does for this command line."""
     import main
     from configs.base import parse
-    from continual_datasets.scenario import Images
+    from continual_datasets import Images
     from distributed import Processes
     from engine import train_step
     from models import QueryCache, build_model

@@ -102,7 +102,7 @@ def test_the_graph_sees_what_is_there():
     assert imported_names("main") >= {"configs", "configs.base", "configs.checks", "continual_datasets", "engine",
                                       "errors", "metrics", "models", "outputs", "records", "utils"}
     assert imported_names("outputs") >= {"engine", "metrics", "plots", "utils"}
-    assert "continual_datasets.scenario" in imported_names("continual_datasets.batches")
+    assert "continual_datasets.images" in imported_names("continual_datasets.batches")
 
 
 def test_modules_are_imported_by_name_only_where_experiments_are_looked_up():
