@@ -68,8 +68,8 @@ def naive_work(way: str, options: SimpleNamespace, device: torch.device) -> dict
 
 
 def our_work(way: str, options: SimpleNamespace, device: torch.device) -> dict[str, Any]:
-    """The same steps by the program's own parts, put together as main.py does for this command line."""
-    import main
+    """The same steps by the program's own parts, built as main.py builds them for this command line."""
+    from build import build_batches, build_recipe, choose_precision
     from configs.base import parse
     from continual_datasets import Images
     from distributed import Processes
@@ -83,11 +83,11 @@ def our_work(way: str, options: SimpleNamespace, device: torch.device) -> dict[s
              *WAYS[way]]
     o = parse(words).options
     model = build_model(o, 10 * CLASSES).to(device)
-    if main.choose_precision(o["precision"], device) == "bf16":
+    if choose_precision(o["precision"], device) == "bf16":
         model.use_bfloat16()
     if o["compile"]:
         model.compile(o["batch_size"])
-    batches, recipe, cache = main.build_batches(o, model, device, Processes()), main.build_recipe(o), QueryCache()
+    batches, recipe, cache = build_batches(o, model, device, Processes()), build_recipe(o), QueryCache()
     optimizer = recipe.make_optimizer(model.trained_parameters())
     images = Images(*random_images(CLASSES * PER_CLASS, CLASSES))
     outside_K = torch.arange(10 * CLASSES, device=device) >= CLASSES

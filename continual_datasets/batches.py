@@ -56,8 +56,9 @@ class Batches:
     def steps_per_epoch(self, images: LabelledImages) -> int:
         return -(-len(images) // (self.batch_size * self.world_size))
 
-    def training(self, images: LabelledImages, task: int, epoch: int, augment: bool = True) -> Iterator[Batch]:
-        """One epoch in an order drawn by (seed, task, epoch), each image cut by a draw of its own.
+    def training(self, images: LabelledImages, task: int, epoch: int, augment: bool = True,
+                 first_step: int = 0) -> Iterator[Batch]:
+        """One epoch in an order drawn by (seed, task, epoch), each image cut by a draw of its own, from a step on.
 
         The global batch is shared out in consecutive runs, so what is trained on does not depend on the number of
         processes. With fewer images than processes in the last batch, a process without any repeats one at weight 0.
@@ -67,7 +68,7 @@ class Batches:
         draws_NU = torch.rand(n, self.train_transform.num_uniforms,
                               generator=random_generator(self.seed, "augmentation", task, epoch))
         if isinstance(images, ImageFiles):
-            yield from self._training_from_files(images, order_N, draws_NU if augment else None)
+            yield from self._training_from_files(images, order_N, draws_NU if augment else None, first_step)
             return
         pixels_NHWC, labels_N = self._on_device(images)
         order_N, draws_NU = self._copy(order_N), self._copy(draws_NU)  # once: a step waits for no copy
@@ -78,7 +79,7 @@ class Batches:
             cut = self.train_transform(pixels_BHWC, draws_NU[index_B]) if augment else self.eval_transform(pixels_BHWC)
             return Batch(cut, labels_N[index_B], step, share)
 
-        yield from self._ahead(prepare, range(self.steps_per_epoch(images)))
+        yield from self._ahead(prepare, range(first_step, self.steps_per_epoch(images)))
 
     def evaluation(self, images: LabelledImages) -> Iterator[Batch]:
         """The test images in file order. Whole batches go round the processes, so a batch's vote is the same for any
@@ -104,12 +105,13 @@ class Batches:
         return range(self.rank, -(-len(images) // self.batch_size), self.world_size)
 
     # ---- images in files ----
-    def _training_from_files(self, images: ImageFiles, order_N: Tensor, draws_NU: Tensor | None) -> Iterator[Batch]:
-        steps = [self._share_of_step(order_N, step) for step in range(self.steps_per_epoch(images))]
+    def _training_from_files(self, images: ImageFiles, order_N: Tensor, draws_NU: Tensor | None,
+                             first_step: int) -> Iterator[Batch]:
+        steps = [self._share_of_step(order_N, step) for step in range(first_step, self.steps_per_epoch(images))]
         positions = [index_B for index_B, _ in steps]
         transform = self.eval_transform if draws_NU is None else self.train_transform
         made = self._decoder.batches(images, positions, draws_NU)
-        for step, ((index_B, share), pieces) in enumerate(zip(steps, made, strict=True)):
+        for step, ((index_B, share), pieces) in enumerate(zip(steps, made, strict=True), start=first_step):
             yield Batch(transform.normalised(self._joined(pieces)), self._labels(images, index_B), step, share)
 
     def _evaluation_from_files(self, images: ImageFiles) -> Iterator[Batch]:

@@ -27,6 +27,7 @@ import torch
 from fixtures import ROOT, run_program, write_npz
 from safetensors.torch import save_file
 
+import build
 import main
 from configs.base import OPTIONS, parse
 from continual_datasets import Scenario
@@ -76,7 +77,7 @@ def measure_run(words: tuple[str, ...], folder: Path) -> dict[str, Any]:
 def measure_rates(words: tuple[str, ...], folder: Path | None = None) -> dict[str, Any]:
     """The learning rate of each epoch of a task whose loss never falls; `folder` stays empty."""
     options = parse(words).options
-    recipe = main.build_recipe(options)
+    recipe = build.build_recipe(options)
     optimizer = recipe.make_optimizer([("weight", torch.nn.Parameter(torch.zeros(1, 1)))])
     schedule = recipe.make_schedule(optimizer)
     found = []
@@ -415,7 +416,7 @@ def test_num_workers(lab):
     for workers in (0, 2):
         options = parse((*BASE, "--batch_size", "1", "--num_workers", str(workers))).options
         before = set(threading.enumerate())
-        batches = main.build_batches(options, None, torch.device("cpu"), Processes()).training(images, 0, 0)
+        batches = build.build_batches(options, None, torch.device("cpu"), Processes()).training(images, 0, 0)
         next(batches)
         assert [t.name for t in threading.enumerate() if t not in before] == ["batches"] * bool(workers)
         batches.close()
@@ -426,7 +427,7 @@ def test_pin_mem(device):
     """For copies to a GPU only. Whether to pin, and the line about it, are decided without touching the GPU."""
     for pinned in (True, False):
         options = parse((*BASE, "--pin_mem", str(pinned))).options
-        batches = main.build_batches(options, None, torch.device(device), Processes())
+        batches = build.build_batches(options, None, torch.device(device), Processes())
         assert batches.pin_memory == (pinned and device != "cpu")
         config = {"experiment": "any", "options": options, "protocol": "any", "world_size": 1, "device": device,
                   "precision": "fp32", "model": {"name": "any", "parameters": 1, "trainable_parameters": 1}}
