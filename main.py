@@ -6,6 +6,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -167,44 +168,41 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
 
     folder = Path(options["output_dir"] or os.devnull)
     trains = not (options["eval"] or options["speed_test_only"])
-    locks: list[outputs.OutputLock] = []  # one, in the main process
-    if trains and options["output_dir"]:
-        from_main_process(processes, lambda: claim(options, locks))
-    resume_from = None
-    if options["resume"]:
-        resume_from, warning = from_main_process(processes, lambda: outputs.load_last_checkpoint(folder, config))
-        if warning:
-            warn(processes, warning)
-        if resume_from:
-            before = outputs.read_config(options["output_dir"])["hardware"]["device"]
-            if before != config["hardware"]["device"]:
-                warn(processes, f"the run began on {before} and goes on on {config['hardware']['device']}: its numbers "
-                                "will differ in their last bits from those of a run on one of them.")
-    if options["eval"]:
-        for content in outputs.load_task_checkpoints(folder, len(scenario.tasks), config):
-            model.load_learned_state(content["model"])  # every one fits, before anything is evaluated
-    if processes.is_main and options["overwrite"]:
-        outputs.remove_run(options["output_dir"])
-    reporter = outputs.Silent()
-    if processes.is_main and options["speed_test_only"]:
-        reporter = outputs.SpeedReporter(options["output_dir"], config)
-    elif processes.is_main:
-        reporter = outputs.Reporter(
-            options["output_dir"], num_tasks=len(scenario.tasks), epochs=options["epochs"], config=config,
-            top_k=getattr(model.prompt, "top_k", 0), keep_log=resume_from and resume_from["log_bytes"],
-            evaluation=options["eval"])
-    for line in opening_lines(config, scenario):
-        reporter.say(line)
-    if processes.is_main and trains:
-        outputs.write_scenario(options["output_dir"], scenario.record)
+    with ExitStack() as claims:
+        if trains and options["output_dir"]:
+            from_main_process(processes, lambda: claim(options, claims))
+        resume_from = None
+        if options["resume"]:
+            resume_from, warning = from_main_process(processes, lambda: outputs.load_last_checkpoint(folder, config))
+            if warning:
+                warn(processes, warning)
+            if resume_from:
+                before, now = (c["hardware"]["device"] for c in (outputs.read_config(str(folder)), config))
+                if before != now:
+                    warn(processes, f"the run began on {before} and goes on on {now}: its numbers will differ in "
+                                    "their last bits from those of a run on one of them.")
+        if options["eval"]:
+            for content in outputs.load_task_checkpoints(folder, len(scenario.tasks), config):
+                model.load_learned_state(content["model"])  # every one fits, before anything is evaluated
+        if processes.is_main and options["overwrite"]:
+            outputs.remove_run(options["output_dir"])
+        reporter = outputs.Silent()
+        if processes.is_main and options["speed_test_only"]:
+            reporter = outputs.SpeedReporter(options["output_dir"], config)
+        elif processes.is_main:
+            reporter = outputs.Reporter(
+                options["output_dir"], num_tasks=len(scenario.tasks), epochs=options["epochs"], config=config,
+                top_k=getattr(model.prompt, "top_k", 0), keep_log=resume_from and resume_from["log_bytes"],
+                evaluation=options["eval"])
+        for line in opening_lines(config, scenario):
+            reporter.say(line)
+        if processes.is_main and trains:
+            outputs.write_scenario(options["output_dir"], scenario.record)
 
-    with StopRequest(processes.world_size, {*STOP_SIGNALS, *stop_signals}) as stop:
-        continual = Continual(model, scenario, build_batches(options, model, device, processes), recipe, processes,
-                              reporter, device, QueryCache(), stop)
-        code = carry_out(continual, options, folder, config, resume_from)
-    for lock in locks:
-        lock.release()
-    return code
+        with StopRequest(processes.world_size, {*STOP_SIGNALS, *stop_signals}) as stop:
+            continual = Continual(model, scenario, build_batches(options, model, device, processes), recipe, processes,
+                                  reporter, device, QueryCache(), stop)
+            return carry_out(continual, options, folder, config, resume_from)
 
 
 def carry_out(continual, options: dict[str, Any], folder: Path, config: dict[str, Any], resume_from) -> int:
@@ -245,11 +243,12 @@ def carry_out(continual, options: dict[str, Any], folder: Path, config: dict[str
     return 0
 
 
-def claim(options: dict[str, Any], locks: list) -> None:
+def claim(options: dict[str, Any], claims: ExitStack) -> None:
     """Keep other runs out of output_dir, and look again, now that nobody else can begin one."""
     import outputs
 
-    locks.append(outputs.OutputLock(options["output_dir"], patience=5.0 if options["resume"] else 0.0))
+    lock = outputs.OutputLock(options["output_dir"], patience=5.0 if options["resume"] else 0.0)
+    claims.callback(lock.release)
     check_output_dir(options)
 
 
