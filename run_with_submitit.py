@@ -88,6 +88,7 @@ class Training:
 
     def _run_main(self, words: list[str], stop: signal.Signals) -> int:
         sys.path.insert(0, self.code)
+        sys.argv = [f"{self.code}/main.py", *words]  # what config.json records as the command
         import main as program
 
         return program.main(words)
