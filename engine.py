@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from interruption import STOP_SIGNALS, Interrupted, StopRequest
 from metrics import AccuracyMatrix
 from utils import Processes, random_seed, sum_over_processes
 
@@ -57,15 +58,16 @@ class RunState:
     """The same under the choice per image; columns stay empty where it was not measured."""
     task: int = 0
     epoch: int = 0
-    """Where training goes on: `epoch` epochs of `task` are done."""
+    step: int = 0
+    """Where training goes on: `epoch` epochs of `task` are done, and `step` steps of the next."""
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    """Loss, hits and images of those steps, over all processes."""
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
     images_trained: int = 0
 
     def state(self) -> dict[str, Any]:
-        return {"accuracy": self.accuracy.state(), "per_image": self.per_image.state(), "task": self.task,
-                "epoch": self.epoch, "train_seconds": self.train_seconds, "eval_seconds": self.eval_seconds,
-                "images_trained": self.images_trained}
+        return {**vars(self), "accuracy": self.accuracy.state(), "per_image": self.per_image.state()}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "RunState":
@@ -83,12 +85,20 @@ class Continual:
     processes: Processes
     reporter: Reporter
     device: torch.device
-    query_cache: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    """(task, batch) → query: test images never change and the query network is frozen."""
+    query_cache: Any
+    stop: StopRequest
 
     # ---- the loop ----
     def run(self, resume_from: dict[str, Any] | None = None) -> RunState:
-        """Train on every task in turn, evaluating after each. `resume_from` is the content of last.pth."""
+        """Train on every task in turn, evaluating after each.
+
+        Args:
+            resume_from: the content of last.pth: goes on at the step after which it was saved.
+
+        Raises:
+            Interrupted: a signal asked to stop; last.pth holds all that was done.
+            NonFiniteLossError: the loss is not finite; last.pth is from before.
+        """
         num_tasks = len(self.scenario.tasks)
         run = RunState(AccuracyMatrix(num_tasks), AccuracyMatrix(num_tasks))
         optimizer = schedule = None
@@ -101,16 +111,16 @@ class Continual:
                 optimizer.load_state_dict(resume_from["optimizer"])
                 for part, state in zip(_schedule_parts(schedule), resume_from["schedule"], strict=True):
                     part.load_state_dict(state)
-        learner = self._distributed() if trained else self.model
+        learner = self.distributed() if trained else self.model
         while run.task < num_tasks:
-            if run.epoch == 0:
+            if run.epoch == 0 and run.step == 0:
                 if self.model.prompt is not None:
                     self.model.prompt.begin_task(run.task)
                 if trained and (optimizer is None or self.recipe.reinit_optimizer):
                     optimizer, schedule = self._optimizer()
             self._train_task(learner, run, optimizer, schedule)
             self.evaluate_till_now(run.task, run)
-            run.task, run.epoch = run.task + 1, 0
+            run.task, run.epoch, run.step = run.task + 1, 0, 0
             task_state = {"model": self.model.learned_state(), "task": run.task - 1}
             self.reporter.save(f"task{run.task:02d}", task_state)
             self._save_last(run, optimizer, schedule)
@@ -119,30 +129,38 @@ class Continual:
     def _train_task(self, learner: nn.Module, run: RunState, optimizer, schedule) -> None:
         while run.epoch < self.recipe.epochs:
             started = time.perf_counter()
-            if hasattr(self.model.head, "observe"):
-                values = self._observe_one_epoch(run.task)
-            else:
-                values = self._train_one_epoch(learner, run.task, run.epoch, optimizer)
-                if schedule is not None:
-                    before = 0 if self.recipe.reinit_optimizer else run.task * self.recipe.epochs
-                    schedule.step(before + run.epoch + 1, metric=values["loss"])
+            try:
+                if hasattr(self.model.head, "observe"):
+                    values = self._observe_one_epoch(run.task)
+                else:
+                    values = self._train_one_epoch(learner, run, optimizer)
+            except Interrupted:
+                run.train_seconds += time.perf_counter() - started
+                self._save_last(run, optimizer, schedule)
+                raise
+            if schedule is not None:
+                before = 0 if self.recipe.reinit_optimizer else run.task * self.recipe.epochs
+                schedule.step(before + run.epoch + 1, metric=values["loss"])
             run.train_seconds += time.perf_counter() - started
             run.images_trained += len(self.scenario.tasks[run.task].train)
             self.reporter.epoch(run.task, run.epoch, seconds=time.perf_counter() - started, **values)
-            run.epoch += 1
+            run.epoch, run.step, run.sums = run.epoch + 1, 0, [0.0, 0.0, 0.0]
             self._save_last(run, optimizer, schedule)
 
-    def _train_one_epoch(self, learner: nn.Module, task: int, epoch: int,
-                         optimizer: torch.optim.Optimizer) -> dict[str, float]:
-        """One pass over a task. Nothing in a step waits for the device; sums are read every `print_freq` steps."""
+    def _train_one_epoch(self, learner: nn.Module, run: RunState, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        """One pass over a task, or what is left of it. Nothing in a step waits for the device; sums are read every
+        `print_freq` steps."""
+        task, epoch, print_freq = run.task, run.epoch, self.recipe.print_freq
         data = self.scenario.tasks[task].train
         total = self.batches.steps_per_epoch(data)
         outside_K = ~self.scenario.class_mask(task).to(self.device) if self.recipe.train_mask else None
         learner.train()
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, hits, images
+        if self.processes.is_main:  # as one process of several adds only its own
+            sums += torch.tensor(run.sums, dtype=torch.float64)
         losses: list[Tensor] = []
         lr = optimizer.param_groups[0]["lr"]
-        for batch in self.batches.training(data, task, epoch):
+        for batch in self.batches.training(data, task, epoch, first_step=run.step):
             if self.model.backbone_drops:  # dropout draws from the global generator: tie it to this step
                 torch.manual_seed(random_seed(self.recipe.seed, "dropout", task, epoch, batch.index,
                                               self.processes.rank))
@@ -150,16 +168,25 @@ class Continual:
             images = len(batch.labels_B) if batch.share else 0
             sums += torch.stack([loss * images, hits if images else hits * 0, hits.new_full((), images)])
             losses.append(loss)
-            if len(losses) == self.recipe.print_freq or batch.index + 1 == total:
+            run.step = batch.index + 1
+            stop = self.stop.agreed()
+            if run.step % print_freq == 0 or run.step == total or stop:
                 self._stop_if_not_finite(losses, task, epoch, batch.index)
                 losses.clear()
                 loss_mean, acc1 = _means(sums)
-                self.reporter.steps(task, epoch, batch.index + 1, total, loss_mean, acc1, lr)
-        # The last step's loss was finite before its update: what the update made must be so too, or it would be saved.
-        if not all(torch.stack([p.isfinite().all() for _, p in self.model.trained_parameters()]).tolist()):
-            raise NonFiniteLossError(_not_finite(task, epoch, total))
+                self.reporter.steps(task, epoch, run.step, total, loss_mean, acc1, lr)
+            if stop and run.step < total:  # after the last step the epoch is finished, and evaluation stops
+                self._stop_if_parameters_are_not_finite(task, epoch, run.step)
+                run.sums = sum_over_processes(sums).tolist()
+                raise Interrupted(stop)
+        self._stop_if_parameters_are_not_finite(task, epoch, total)
         loss_mean, acc1 = _means(sum_over_processes(sums))
         return {"loss": loss_mean, "acc@1": acc1, "lr": lr}
+
+    def _stop_if_parameters_are_not_finite(self, task: int, epoch: int, step: int) -> None:
+        """The last step's loss was finite before its update: what the update made must be so too, or it is saved."""
+        if not all(torch.stack([p.isfinite().all() for _, p in self.model.trained_parameters()]).tolist()):
+            raise NonFiniteLossError(_not_finite(task, epoch, step))
 
     def _stop_if_not_finite(self, losses: list[Tensor], task: int, epoch: int, last_step: int) -> None:
         finite = torch.isfinite(sum_over_processes(torch.stack(losses))).tolist()
@@ -172,6 +199,10 @@ class Continual:
         sums, counts = self.model.head.sums_KD.clone(), self.model.head.counts_K.clone()
         with torch.no_grad():
             for batch in self.batches.training(self.scenario.tasks[task].train, task, 0, augment=False):
+                if stop := self.stop.agreed():
+                    self.model.head.sums_KD.copy_(sums)  # as before this task: it is observed anew
+                    self.model.head.counts_K.copy_(counts)
+                    raise Interrupted(stop)
                 if batch.share:
                     self.model.head.observe(self.model.features(batch.images_BCHW), batch.labels_B)
         # Each process saw its share: what all of them added is the sum of the differences.
@@ -208,29 +239,31 @@ class Continual:
         if self.recipe.task_inc:
             outside_K = ~self.scenario.class_mask(task).to(self.device)
         model.eval()
-        sums = torch.zeros(4, dtype=torch.float64, device=self.device)  # loss, hits, hits among 5, images
+        # loss, hits, hits among 5, images; and whether to stop, which all processes learn together
+        sums = torch.zeros(5, dtype=torch.float64, device=self.device)
         pool_size = getattr(model.prompt, "pool_size", 0)
         chosen_M = torch.zeros(pool_size, dtype=torch.long, device=self.device)
-        for batch in self.batches.evaluation(self.scenario.tasks[task].test):
-            output = model(batch.images_BCHW, query_BD=self._query(task, batch), per_image=per_image)
+        test = self.scenario.tasks[task].test
+        for batch in self.batches.evaluation(test):
+            if self.stop.received:
+                break
+            query_BD = self.query_cache.query(model, test.fingerprint, self.batches.batch_size, batch.index,
+                                              batch.images_BCHW)
+            output = model(batch.images_BCHW, query_BD=query_BD, per_image=per_image)
             logits_BK = _masked(output.logits_BK, outside_K)
             top5 = logits_BK.topk(min(5, logits_BK.shape[1])).indices == batch.labels_B[:, None]
-            sums += torch.stack([F.cross_entropy(logits_BK, batch.labels_B, reduction="sum"), top5[:, 0].sum(),
-                                 top5.sum(), top5.new_full((), len(top5), dtype=torch.long)])
+            sums[:4] += torch.stack([F.cross_entropy(logits_BK, batch.labels_B, reduction="sum"), top5[:, 0].sum(),
+                                     top5.sum(), top5.new_full((), len(top5), dtype=torch.long)])
             if output.selected_BN is not None:
                 selected = output.selected_BN.flatten()
                 chosen_M.scatter_add_(0, selected, torch.ones_like(selected))
-        loss, hits1, hits5, images = sum_over_processes(sums).tolist()
+        if self.stop.received:
+            sums[4] = 1
+        loss, hits1, hits5, images, stopped = sum_over_processes(sums).tolist()
+        if stopped:  # nothing to save: the evaluation is made anew
+            raise Interrupted(self.stop.received or STOP_SIGNALS[0])
         chosen = sum_over_processes(chosen_M).cpu() if pool_size else None
         return 100 * hits1 / images, 100 * hits5 / images, loss / images, chosen
-
-    def _query(self, task: int, batch) -> Tensor | None:
-        if not getattr(self.model, "uses_query", False) or self.model.embedding_key != "cls":
-            return None
-        key = (task, batch.index)
-        if key not in self.query_cache:
-            self.query_cache[key] = self.model.query(batch.images_BCHW)
-        return self.query_cache[key]
 
     def _votes(self) -> bool:
         return getattr(self.model.prompt, "batchwise", False)
@@ -240,7 +273,8 @@ class Continual:
         optimizer = self.recipe.make_optimizer(self.model.trained_parameters())
         return optimizer, self.recipe.make_schedule(optimizer)
 
-    def _distributed(self) -> nn.Module:
+    def distributed(self) -> nn.Module:
+        """The model, its gradients averaged over the processes."""
         if self.processes.world_size == 1:
             return self.model
         device_ids = [self.device.index] if self.device.type == "cuda" else None

@@ -1,19 +1,24 @@
 """What a run writes into `output_dir`, and what it prints.
 
     config.json           every option, versions, commit, command, hardware
+    scenario.json         what of the tasks no option tells: images drawn for the test, a class order read from a file
     log.jsonl             one object per epoch and per evaluation
     accuracy_matrix.csv   Acc@1 of task i (row) after training task t (column), percent
     summary.json          the final metrics
-    checkpoint/           task01.pth … (exactly what was learned) and last.pth (all that a resumed run needs)
+    checkpoint/           task01.pth … (exactly what was learned); last.pth (all that a resumed run needs), previous.pth
+    speed.json            what --speed_test measured
     tensorboard/, plots/
 
 Only the main process writes and prints; the others get a `Silent` reporter with the same interface.
 """
 
 import csv
+import errno
+import fcntl
 import io
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -28,10 +33,12 @@ from errors import InputError
 from metrics import AccuracyMatrix
 from utils import load_checkpoint, save_checkpoint, write_atomically
 
-RUN_FILES = ("config.json", "log.jsonl", "accuracy_matrix.csv", "summary.json", "eval_summary.json",
+RUN_FILES = ("config.json", "scenario.json", "log.jsonl", "accuracy_matrix.csv", "summary.json", "eval_summary.json",
              "eval_accuracy_matrix.csv", "checkpoint", "tensorboard", "plots")
-RUN_PATTERNS = ("log.jsonl", "*accuracy_matrix.csv", "summary.json", "eval_summary.json", "checkpoint/task*.pth",
-                "checkpoint/last.pth", "tensorboard/events.out.tfevents.*", "plots/*.png")
+RUN_PATTERNS = ("scenario.json", "log.jsonl", "*accuracy_matrix.csv", "summary.json", "eval_summary.json",
+                "checkpoint/task*.pth", "checkpoint/last.pth", "checkpoint/previous.pth", "checkpoint/.*.tmp", ".*.tmp",
+                "tensorboard/events.out.tfevents.*", "plots/*.png",
+                "speed.json")
 
 
 def read_config(output_dir: str) -> dict[str, Any]:
@@ -58,6 +65,52 @@ def check_writable(output_dir: str) -> None:
         raise InputError(f"--output_dir {output_dir}: no files can be made in {nearest}; name another folder.")
 
 
+class OutputLock:
+    """Keeps every other run out of `output_dir` until it is let go, or this process ends, however that happens.
+
+    Raises:
+        InputError: another run has it.
+    """
+
+    def __init__(self, output_dir: str, patience: float = 0.0):
+        """Wait up to `patience` seconds: a job that was requeued may meet the last moments of its predecessor."""
+        self.path = Path(output_dir) / ".lock"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        until = time.monotonic() + patience
+        while not self._taken():
+            if time.monotonic() >= until:
+                raise InputError(f"--output_dir {output_dir} is in use by another run ({self._holder()}): wait until "
+                                 "it ends, or name another folder.")
+            time.sleep(0.2)
+
+    def _taken(self) -> bool:
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(self._file).st_ino != os.stat(self.path).st_ino:  # its holder removed it meanwhile
+                raise FileNotFoundError
+        except (BlockingIOError, FileNotFoundError):
+            os.close(self._file)
+            return False
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            # A file system without locks: then there is none.
+        os.ftruncate(self._file, 0)
+        os.write(self._file, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        return True
+
+    def _holder(self) -> str:
+        try:
+            return self.path.read_text() or "another process"
+        except OSError:
+            return "another process"
+
+    def release(self) -> None:
+        self.path.unlink(missing_ok=True)
+        os.close(self._file)
+
+
 def remove_run(output_dir: str) -> None:
     """Remove the files that a run wrote, and nothing else that lies there.
 
@@ -77,16 +130,48 @@ def remove_run(output_dir: str) -> None:
     (folder / "config.json").unlink()  # last, so that a removal cut short can be finished
 
 
-def load_last_checkpoint(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
-    """The content of last.pth, or None where a run has saved nothing yet."""
-    path = folder / "checkpoint" / "last.pth"
+def write_scenario(output_dir: str, record: dict[str, Any]) -> None:
+    """What of the scenario depends on files that may change, for who wants the same again; nothing if nothing does."""
+    if output_dir and record:
+        _write_json(Path(output_dir) / "scenario.json", record)
+
+
+def check_scenario(output_dir: str, record: dict[str, Any]) -> None:
+    """Raise InputError where the run in `output_dir` had another split or class order than is found now."""
+    path = Path(output_dir) / "scenario.json"
     if not path.exists():
-        others = sorted(p.name for p in path.parent.glob("task*.pth"))
+        return
+    try:
+        before = json.loads(path.read_text())
+        differing = [name for name in before if before[name] != record.get(name)]
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise InputError(f"{path} is damaged: put it back, or remove it to go on without this check.") from error
+    if differing:
+        raise InputError(f"the data are not those of the run: its {' and '.join(differing)} in {path} differ from what "
+                         "--data_path and --class_order give now; put the files back as they were.")
+
+
+def load_last_checkpoint(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
+    """The content of last.pth, or None where a run has saved nothing yet; and a warning, or None.
+
+    Where last.pth is damaged or gone, it is the content of previous.pth, the one saved before: the run goes on from
+    there, and computes the same.
+    """
+    paths = [folder / "checkpoint" / name for name in ("last.pth", "previous.pth")]
+    if not any(path.exists() for path in paths):
+        others = sorted(p.name for p in paths[0].parent.glob("task*.pth"))
         if others:
-            raise InputError(f"--resume: {path} is missing beside {', '.join(others)}; put it back, or begin anew with "
-                             "--overwrite.")
-        return None
-    content = load_checkpoint(path)
+            raise InputError(f"--resume: {paths[0]} is missing beside {', '.join(others)}; put it back, or begin anew "
+                             "with --overwrite.")
+        return None, None
+    warning = None
+    try:
+        content, path = load_checkpoint(paths[0]), paths[0]
+    except InputError as error:
+        if not paths[1].exists():
+            raise
+        content, path = load_checkpoint(paths[1]), paths[1]
+        warning = f"{str(error).split(':')[0]}: going on from {path}, which was saved before it."
     check_made_by(content, config, path)
     if "run" not in content:
         raise InputError(f"--resume: {path} is the checkpoint of a task, not of a run; put the true last.pth back.")
@@ -94,7 +179,10 @@ def load_last_checkpoint(folder: Path, config: dict[str, Any]) -> dict[str, Any]
     if theirs != ours:
         raise InputError(f"--resume: the run had {theirs} process(es) and would go on with {ours}, which changes its "
                          f"batches; start {theirs}.")
-    return content
+    if content["made_by"]["data_sha256"] != config["data_sha256"]:
+        raise InputError("--resume: the images are not those that the run began with (their checksum differs); give "
+                         "the same --data_path, or begin anew in another --output_dir.")
+    return content, warning
 
 
 def load_task_checkpoints(folder: Path, num_tasks: int, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -127,6 +215,21 @@ class Silent:
     def epoch(self, task, epoch, **values) -> None: ...
     def evaluated(self, task, run, prompts_TM) -> None: ...
     def save(self, name, content) -> None: ...
+    def speed(self, found) -> None: ...
+
+
+class SpeedReporter(Silent):
+    """Prints, and writes speed.json alone."""
+
+    def __init__(self, output_dir: str, config: dict[str, Any]):
+        self.folder, self.config = Path(output_dir) if output_dir else None, config
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+    def speed(self, found: dict[str, Any]) -> None:
+        if self.folder:
+            _write_json(self.folder / "speed.json", found | {"config": self.config})
 
 
 class Reporter(Silent):
@@ -137,12 +240,12 @@ class Reporter(Silent):
         num_tasks, epochs: for "task 3/10", "epoch 2/5".
         config: the content of config.json.
         top_k: prompts chosen per image, for the plot of the choice; 0 without a pool.
-        keep_log: go on with the log that is there (a resumed run) instead of a new one.
+        keep_log: go on with the first so many bytes of the log that is there (a resumed run); None: a new one.
         evaluation: write under names beginning with `eval_`, and no checkpoint, log or TensorBoard file.
     """
 
     def __init__(self, output_dir: str, *, num_tasks: int, epochs: int, config: dict[str, Any], top_k: int = 0,
-                 keep_log: bool = False, evaluation: bool = False, stream: TextIO | None = None):
+                 keep_log: int | None = None, evaluation: bool = False, stream: TextIO | None = None):
         self.folder = Path(output_dir) if output_dir else None
         self.num_tasks, self.epochs, self.config, self.top_k = num_tasks, epochs, config, top_k
         self.evaluation = evaluation
@@ -151,9 +254,13 @@ class Reporter(Silent):
         self._tensorboard = None
         self._prompts_TM: np.ndarray | None = None
         if self.folder and not evaluation:
-            if not keep_log:
+            if keep_log is None:
                 _write_json(self.folder / "config.json", config)
                 _write_text(self.folder / "log.jsonl", "")
+            else:  # what a killed run did after its last checkpoint is done, and logged, again
+                os.truncate(self.folder / "log.jsonl", keep_log)
+            for path in [*self.folder.glob(".*.tmp"), *self.folder.glob("checkpoint/.*.tmp")]:
+                path.unlink()  # half-written files of a run that was killed
             from torch.utils.tensorboard import SummaryWriter  # slow to import, so only where it writes
 
             self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"))
@@ -207,8 +314,16 @@ class Reporter(Silent):
 
     def save(self, name: str, content: dict[str, Any]) -> None:
         if self.folder:
-            save_checkpoint(self.folder / "checkpoint" / f"{name}.pth", content | {
-                "made_by": self.config["model"] | {"world_size": self.config["world_size"]}})
+            made_by = self.config["model"] | {name: self.config[name] for name in ("world_size", "data_sha256")}
+            folder = self.folder / "checkpoint"
+            if name == "last":
+                content = content | {"log_bytes": (self.folder / "log.jsonl").stat().st_size}
+            save_checkpoint(folder / f"{name}.pth", content | {"made_by": made_by},
+                            keep_as=folder / "previous.pth" if name == "last" else None)
+
+    def speed(self, found: dict[str, Any]) -> None:
+        if self.folder:
+            _write_json(self.folder / "speed.json", found | {"config": self.config})
 
     # ---- the end of a run ----
     def finish(self, run: RunState) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What a run records of itself: enough to make it again, and to know what its numbers mean."""
 
+import hashlib
 import platform
 import subprocess
 import sys
@@ -16,17 +17,24 @@ from models import PromptedViT, backbone_fingerprint, resolve_model_name
 from utils import Processes
 
 
-def describe_run(experiment: str, options: dict[str, Any], model: PromptedViT, processes: Processes,
-                 device: torch.device) -> dict[str, Any]:
-    """The content of config.json."""
+def describe_run(experiment: str, options: dict[str, Any], model: PromptedViT, scenario: Scenario,
+                 processes: Processes, device: torch.device, precision: str) -> dict[str, Any]:
+    """The content of config.json. `precision`: what `auto` came to."""
     counts = [sum(p.numel() for p in group) for group in (
         model.parameters(), (p for _, p in model.trained_parameters()))]
     return {
         "experiment": experiment, "options": options, "protocol": protocol(options),
         "model": {"name": resolve_model_name(options["model"])[0], "parameters": counts[0],
                   "trainable_parameters": counts[1], "backbone_sha256": backbone_fingerprint(model.backbone)},
-        "world_size": processes.world_size, "device": str(device), **environment_record(device),
+        "data_sha256": data_fingerprint(scenario), "world_size": processes.world_size, "device": str(device),
+        "precision": precision, **environment_record(device),
     }
+
+
+def data_fingerprint(scenario: Scenario) -> str:
+    """sha256 over the images and labels of all tasks, in their order."""
+    parts = [f"{task.classes} {task.train.fingerprint} {task.test.fingerprint}" for task in scenario.tasks]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def protocol(options: dict[str, Any]) -> str:
@@ -46,6 +54,7 @@ def opening_lines(config: dict[str, Any], scenario: Scenario) -> list[str]:
         f"train; {len(scenario.tasks)} tasks, {scenario.num_classes} classes, {images[0]} training and {images[1]} "
         f"test images; {config['protocol']}",
         f"seed {options['seed']}, {config['world_size']} process(es) on {config['device']}, "
+        f"{config['precision']}{', compiled' if options['compile'] else ''}, "
         f"{options['num_workers']} batches ahead, pinned memory "
         f"{'on' if options['pin_mem'] and config['device'] != 'cpu' else 'off'}, "
         + (f"writing {options['output_dir']}" if options["output_dir"] else "nothing is written"),

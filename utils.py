@@ -4,12 +4,13 @@ import hashlib
 import io
 import os
 import pickle
+import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -65,6 +66,30 @@ def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+T = TypeVar("T")
+
+
+def from_main_process(processes: Processes, find: Callable[[], T]) -> T:
+    """What `find` returns in the main process, in every process; or the InputError that it raises there."""
+    if processes.world_size == 1:
+        return find()
+    found: list[Any] = [None, None]
+    if processes.is_main:
+        try:
+            found[0] = find()
+        except InputError as error:
+            found[1] = str(error)
+    dist.broadcast_object_list(found, src=0)
+    if found[1] is not None:
+        raise InputError(found[1])
+    return found[0]
+
+
+def tells_of_a_lost_process(error: RuntimeError) -> bool:
+    """Whether this is how a process group tells that a process ended, or could not be reached in time."""
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL"))
+
+
 @contextmanager
 def main_process_first(processes: Processes) -> Iterator[None]:
     """The body runs in the main process first and in the others after it, so that only one of them fetches files."""
@@ -78,8 +103,12 @@ def main_process_first(processes: Processes) -> Iterator[None]:
 
 
 # ---- files ----
-def write_atomically(path: Path, data: bytes) -> None:
-    """A reader of `path` sees the old content or the whole new one, whenever the machine stops."""
+def write_atomically(path: Path, data: bytes, keep_as: Path | None = None) -> None:
+    """A reader of `path` sees the old content or the whole new one, whenever the machine stops.
+
+    Args:
+        keep_as: where the old content stays once the new one was read back and is right.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -87,21 +116,42 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        if keep_as is not None:
+            if temporary.read_bytes() != data:
+                raise OSError(f"{path} cannot be read back as it was written")
+            _keep(path, keep_as)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def _keep(path: Path, keep_as: Path) -> None:
+    """Let `keep_as` be what `path` is now, without a moment in which either is missing."""
+    if not path.exists():
+        return
+    link = keep_as.with_name(f".{keep_as.name}.{os.getpid()}.tmp")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, link)
+    os.replace(link, keep_as)
+
+
 CHECKPOINT_FORMAT = "l2p-checkpoint-1"
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values, atomically, with a checksum over the bytes behind them."""
+def save_checkpoint(path: Path, content: dict[str, Any], keep_as: Path | None = None) -> None:
+    """Write tensors and plain values as `write_atomically` does."""
+    write_atomically(path, checkpoint_bytes(content), keep_as)
 
+
+def checkpoint_bytes(content: dict[str, Any]) -> bytes:
+    """What a checkpoint file holds: the content as torch saves it, and a checksum over those bytes behind them."""
     buffer = io.BytesIO()
     torch.save({"format": CHECKPOINT_FORMAT, **content}, buffer)
     data = buffer.getvalue()
-    write_atomically(path, data + _checksum(data))
+    return data + _checksum(data)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -33,11 +33,15 @@ def check(options: dict[str, Any]) -> list[str]:
             raise InputError(f"--{name} {low:g} {high:g}: give a lower bound above 0, then an upper bound no smaller.")
     if o["lr_noise"] is not None and len(o["lr_noise"]) > 2:
         raise InputError("--lr_noise takes one or two numbers.")
+    if o["shuffle"] and o["class_order"] is not None:
+        raise InputError("--shuffle and --class_order exclude each other: give one of them.")
     if not o["output_dir"]:
         for mode in ("eval", "resume", "overwrite"):
             if o[mode]:
                 raise InputError(f"--{mode} needs the run in --output_dir, which is empty.")
-    modes = [f"--{mode}" for mode in ("eval", "resume", "overwrite") if o[mode]]
+    modes = [f"--{mode}" for mode in ("eval", "resume", "overwrite", "speed_test_only") if o[mode]]
+    if o["eval"] and o["speed_test"]:
+        modes = ["--eval", "--speed_test"]
     if len(modes) > 1:
         raise InputError(f"{' and '.join(modes)} exclude each other: give one of them.")
     if o["sched"] != "constant" and o["warmup_epochs"] >= o["epochs"]:

@@ -1,27 +1,78 @@
 """Data: options in, a `Scenario` of tasks out, then batches on the device."""
 
-import difflib
+from dataclasses import replace
+from pathlib import Path
 
 from continual_datasets.batches import Batch, Batches
-from continual_datasets.readers import CATALOGUE, check_data_path
-from continual_datasets.scenario import Dataset, Images, Scenario, Task, class_order, split_by_class
+from continual_datasets.class_orders import read_class_order
+from continual_datasets.images import ImageFiles, Images, LabelledImages
+from continual_datasets.readers import CATALOGUE, names_of
+from continual_datasets.scenario import (
+    Dataset,
+    Scenario,
+    Sessions,
+    Task,
+    domain_incremental,
+    one_task_each,
+    split_by_class,
+)
 from errors import InputError
 
-__all__ = ["Batch", "Batches", "Images", "Scenario", "Task", "build_scenario"]
+__all__ = ["Batch", "Batches", "ImageFiles", "Images", "LabelledImages", "Scenario", "Task", "build_scenario"]
 
 
-def build_scenario(dataset: str, data_path: str, *, download: bool, num_tasks: int, shuffle: bool, seed: int,
-                   subsample: int | None, subsample_test: int | None) -> Scenario:
+def build_scenario(dataset: str, data_path: str, *, download: bool, num_tasks: int | None, shuffle: bool, seed: int,
+                   subsample: int | None, subsample_test: int | None, classes_per_task: int | None = None,
+                   class_order: str | None = None) -> Scenario:
     """Read `dataset` from `data_path` and split it into tasks.
 
+    A list of data sets gives a task for each; one with sessions, a task for each session; any other is split by class.
+
     Raises:
-        InputError: an unknown data set, missing or unusable files, classes that num_tasks does not divide.
+        InputError: an unknown data set, missing or unusable files, classes that cannot be shared out as asked.
     """
-    if dataset not in CATALOGUE:
-        near = difflib.get_close_matches(dataset, CATALOGUE, n=1, cutoff=0.4)
-        raise InputError(f"unknown --dataset {dataset!r}: " + (f"did you mean {near[0]}? " if near else "")
-                         + f"There are {', '.join(CATALOGUE)}.")
-    check_data_path(dataset, data_path)
-    data = CATALOGUE[dataset](data_path, download)
-    data = Dataset(data.train.first_per_class(subsample), data.test.first_per_class(subsample_test), data.class_names)
-    return split_by_class(data, num_tasks, class_order(len(data.class_names), shuffle, seed))
+    names = names_of(dataset)
+    data = [CATALOGUE[name](data_path, download, seed) for name in names]
+    data = [_subsampled(each, subsample, subsample_test) for each in data]
+    if len(data) == 1 and isinstance(data[0], Dataset):
+        order = read_class_order(class_order, data[0].class_names, shuffle, seed)
+        scenario = split_by_class(data[0], num_tasks, order, classes_per_task)
+    elif len(data) == 1:
+        scenario = domain_incremental(data[0])
+        _refuse_options_of_classes(f"{dataset} has one task for each session", scenario, num_tasks, shuffle,
+                                   classes_per_task, class_order)
+    else:
+        if mixed := [name for name, each in zip(names, data, strict=True) if isinstance(each, Sessions)]:
+            raise InputError(f"--dataset {dataset}: {mixed[0]} has sessions and cannot be one task of a list.")
+        scenario = one_task_each(data, [name.removeprefix("Split-") for name in names])
+        _refuse_options_of_classes(f"--dataset {dataset} has one task for each data set", scenario, num_tasks, shuffle,
+                                   classes_per_task, class_order)
+    return replace(scenario, record=_record(names, data, scenario, class_order))
+
+
+def _subsampled(data: Dataset | Sessions, train: int | None, test: int | None) -> Dataset | Sessions:
+    if isinstance(data, Sessions):
+        return replace(data, train=tuple(images.first_per_class(train) for images in data.train),
+                       test=data.test.first_per_class(test))
+    return replace(data, train=data.train.first_per_class(train), test=data.test.first_per_class(test))
+
+
+def _refuse_options_of_classes(why: str, scenario: Scenario, num_tasks: int | None, shuffle: bool,
+                               classes_per_task: int | None, class_order: str | None) -> None:
+    given = {"--shuffle": shuffle, "--class_order": class_order, "--classes_per_task": classes_per_task,
+             f"--num_tasks {num_tasks}": num_tasks not in (None, len(scenario.tasks))}
+    for option, is_given in given.items():
+        if is_given:
+            raise InputError(f"{why}, {len(scenario.tasks)} in all: leave {option} out.")
+
+
+def _record(names: list[str], data: list[Dataset | Sessions], scenario: Scenario, class_order: str | None) -> dict:
+    """What depends on files that can change: which images were drawn for the test, which order a file gave."""
+    record = {}
+    splits = {name: each.split for name, each in zip(names, data, strict=True)
+              if isinstance(each, Dataset) and each.split is not None}
+    if splits:
+        record["splits"] = splits
+    if class_order is not None and Path(class_order).expanduser().is_file():
+        record["class_order"] = [scenario.class_names[c] for task in scenario.tasks for c in task.classes]
+    return record

@@ -1,59 +1,42 @@
-"""Reading data sets from disk, as they are published, into memory.
+"""The catalogue of data sets, and readers of what lies in memory.
 
-A reader takes (data_path, download) and returns a `Dataset`. A new data set is one function here and one line in
-`CATALOGUE`.
+A reader takes (data_path, download, seed) and returns a `Dataset`, or `Sessions`. A new data set is one line in
+`CATALOGUE`, where it is a folder of classes or one that torchvision reads; else a function, too.
 """
 
-import os
+import difflib
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+import continual_datasets.torchvision_sets as published
+from continual_datasets.folders import read_core50, read_folder, read_notmnist
 from continual_datasets.glyphs import DEMO_CLASSES, glyph_images
-from continual_datasets.scenario import Dataset, Images
+from continual_datasets.images import Images
+from continual_datasets.scenario import Dataset, Sessions
 from errors import InputError
 
-NO_DATA_HINT = "or run `python main.py demo_l2p`, which needs no files."
+Reader = Callable[[str, bool, int], Dataset | Sessions]
 GLYPH_DATA_SEED = 2022  # the demo's images are one fixed data set, whatever the seed of a run
 GLYPH_CLASSES = DEMO_CLASSES[:20]
 GLYPH_TRAIN, GLYPH_TEST = 200, 50  # images per class
 
 
-def read_cifar100(data_path: str, download: bool) -> Dataset:
+def read_cifar100(data_path: str, download: bool = False, seed: int = 0) -> Dataset:
     """CIFAR-100 from torchvision's files in `data_path`, or from an .npz."""
     if data_path.endswith(".npz"):
-        return read_npz(data_path, download)
-    from torchvision.datasets import CIFAR100  # imported late: only this reader needs torchvision's data sets
-
-    data_path = os.path.expanduser(data_path)
-    folder = Path(data_path) / CIFAR100.base_folder
-    files = [name for name, _ in [*CIFAR100.train_list, *CIFAR100.test_list]] + [CIFAR100.meta["filename"]]
-    missing = [name for name in files if not (folder / name).is_file()]
-    if missing and not download:
-        raise InputError(f"--data_path {data_path}: no {', '.join(missing)} in {folder}; give the folder that holds "
-                         f"{CIFAR100.base_folder}/, add --download to fetch CIFAR-100 into it, {NO_DATA_HINT}")
-    try:
-        train = CIFAR100(data_path, train=True, download=download)
-        test = CIFAR100(data_path, train=False)
-    except OSError as error:  # urllib's errors are OSErrors too
-        raise InputError(f"--download could not fetch CIFAR-100 into {data_path} ({error}); put the files into "
-                         f"{folder} by hand, {NO_DATA_HINT}") from error
-    except RuntimeError as error:
-        if not folder.exists():
-            raise InputError(f"--download fetched an archive into {data_path} that is not CIFAR-100's (its checksum "
-                             f"differs); try again, or put the files into {folder} by hand.") from error
-        raise InputError(f"--data_path {data_path}: a file in {folder} is damaged (its checksum differs); remove the "
-                         "folder and use --download, or copy it anew.") from error
-    return Dataset(_images(train.data, train.targets), _images(test.data, test.targets), tuple(train.classes))
+        return read_npz(data_path)
+    return published.read(data_path, download, of=published.CIFAR100)
 
 
-def read_npz(data_path: str, download: bool = False) -> Dataset:
+def read_npz(data_path: str, download: bool = False, seed: int = 0) -> Dataset:
     """An .npz with x_train, y_train, x_test, y_test (uint8 NHWC, integer labels from 0) and maybe class_names."""
     path = Path(data_path)
     if not path.is_file():
-        raise InputError(f"--data_path {data_path}: there is no such file, {NO_DATA_HINT}")
+        raise InputError(f"--data_path {data_path}: there is no such file, {published.NO_DATA_HINT}")
     try:
         if not zipfile.is_zipfile(path):
             raise zipfile.BadZipFile
@@ -84,7 +67,7 @@ def read_npz(data_path: str, download: bool = False) -> Dataset:
     return Dataset(*parts, tuple(map(str, names)) if names is not None else tuple(map(str, range(num_classes))))
 
 
-def read_glyphs(data_path: str, download: bool = False) -> Dataset:
+def read_glyphs(data_path: str, download: bool = False, seed: int = 0) -> Dataset:
     """The demo's images, generated; nothing is read from disk."""
     pixels, labels = glyph_images(GLYPH_CLASSES, GLYPH_TRAIN + GLYPH_TEST, seed=GLYPH_DATA_SEED)
     is_train = np.arange(len(labels)) % (GLYPH_TRAIN + GLYPH_TEST) < GLYPH_TRAIN
@@ -92,18 +75,58 @@ def read_glyphs(data_path: str, download: bool = False) -> Dataset:
                    tuple(f"glyph {class_id}" for class_id in GLYPH_CLASSES))
 
 
-CATALOGUE: dict[str, Callable[[str, bool], Dataset]] = {
+CATALOGUE: dict[str, Reader] = {
     "Split-CIFAR100": read_cifar100,
     "Split-Glyphs": read_glyphs,
+    "Split-CIFAR10": partial(published.read, of=published.CIFAR10),
+    "Split-MNIST": partial(published.read, of=published.MNIST),
+    "Split-FashionMNIST": partial(published.read, of=published.FASHION_MNIST),
+    "Split-SVHN": partial(published.read, of=published.SVHN),
+    "Split-Flowers102": partial(published.read, of=published.FLOWERS102),
+    "Split-Food101": partial(published.read, of=published.FOOD101),
+    "Split-DTD": partial(published.read, of=published.DTD),
+    "Split-NotMNIST": read_notmnist,
+    "Split-ImageNet-R": partial(
+        read_folder, names=("imagenet-r",), page="https://github.com/hendrycks/imagenet-r",
+        layout="imagenet-r/WNID/*.jpg, imagenet-r.tar, or imagenet-r/train/ and imagenet-r/test/"),
+    "Split-CUB200": partial(
+        read_folder, names=("CUB_200_2011",), inner="images",
+        page="https://www.vision.caltech.edu/datasets/cub_200_2011/",
+        layout="CUB_200_2011/images/CLASS/*.jpg (split 80/20), or CUB_200_2011/train/CLASS/ and test/CLASS/"),
+    "Split-Cars196": partial(
+        read_folder, names=("cars196", "Cars196"), page="https://ai.stanford.edu/~jkrause/cars/car_dataset.html",
+        layout="cars196/train/CLASS/*.jpg and cars196/test/CLASS/*.jpg"),
+    "Split-Scene67": partial(
+        read_folder, names=("indoorCVPR_09", "Scene67"), inner="Images",
+        page="https://web.mit.edu/torralba/www/indoor.html",
+        layout="indoorCVPR_09/Images/CLASS/*.jpg (split 80/20), or Scene67/train/CLASS/ and Scene67/test/CLASS/"),
+    "Split-TinyImagenet": partial(
+        read_folder, names=("tiny-imagenet-200",), test_folders=("val",),
+        page="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        layout="tiny-imagenet-200/train/WNID/images/*.JPEG and tiny-imagenet-200/val/ as published"),
+    "Split-Folder": read_folder,
+    "Split-NPZ": read_npz,
+    "CORe50": read_core50,
 }
+FIVE_DATASETS = "SVHN,MNIST,CIFAR10,NotMNIST,FashionMNIST"  # in the PyTorch re-implementation's order
 
 
-def check_data_path(dataset: str, data_path: str) -> None:
-    """Refuse, before anything slow, a path that cannot hold the data."""
-    if dataset == "Split-Glyphs" or data_path.endswith(".npz"):
-        return
-    if os.path.exists(data_path) and not os.path.isdir(data_path):
-        raise InputError(f"--data_path {data_path} is neither a folder nor an .npz file.")
+def names_of(dataset: str) -> list[str]:
+    """The catalogue's names in --dataset: one, or several with commas between them, where `Split-` may be left out.
+
+    Raises:
+        InputError: a name that the catalogue lacks, with one that it has.
+    """
+    words = [word.strip() for word in (FIVE_DATASETS if dataset == "5-datasets" else dataset).split(",")]
+    names = []
+    for word in words:
+        name = word if word in CATALOGUE or len(words) == 1 else f"Split-{word}"
+        if name not in CATALOGUE:
+            near = difflib.get_close_matches(word, CATALOGUE, n=1, cutoff=0.4)
+            raise InputError(f"unknown --dataset {word!r}: " + (f"did you mean {near[0]}? " if near else "")
+                             + f"There are {', '.join(CATALOGUE)}, 5-datasets, and lists of them with commas.")
+        names.append(name)
+    return names
 
 
 def _images(pixels: np.ndarray, labels) -> Images:

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from errors import InputError
@@ -69,7 +71,21 @@ class TrainTransform:
         height, width = images_BHWC.shape[1:3]
         boxes_B4 = draw_crops(uniforms_BU[:, :CROP_UNIFORMS], height, width, self.scale, self.ratio)
         flip_B = uniforms_BU[:, CROP_UNIFORMS] < self.hflip
-        return _normalised(crop_and_resize(images_BHWC, boxes_B4, flip_B, self.input_size), self.mean, self.std)
+        return self.normalised(crop_and_resize(images_BHWC, boxes_B4, flip_B, self.input_size))
+
+    def of_picture(self, picture: Image.Image, uniforms_U: Tensor) -> Tensor:
+        """The same pixels from one RGB picture of any size, before `normalised`: uint8 `[3, S, S]`."""
+        crop_1U, size = uniforms_U[None, :CROP_UNIFORMS], (picture.height, picture.width)
+        ((top, left, height, width),) = draw_crops(crop_1U, *size, self.scale, self.ratio).tolist()
+        cut = picture.crop((left, top, left + width, top + height))
+        cut = _resized(cut, self.input_size, self.input_size, Image.Resampling.BILINEAR)
+        if uniforms_U[CROP_UNIFORMS] < self.hflip:
+            cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return _planes(cut)
+
+    def normalised(self, pixels_BCHW: Tensor) -> Tensor:
+        """float32 from 0 to 255 -> to [0, 1], then (x − mean) / std where given. In place."""
+        return _normalised(pixels_BCHW, self.mean, self.std)
 
 
 @dataclass(frozen=True)
@@ -92,7 +108,18 @@ class EvalTransform:
         _check_images(images_BHWC)
         height, width = images_BHWC.shape[1:3]
         rows, columns = _eval_taps(height, width, self.input_size, images_BHWC.device)
-        return _normalised(resample(images_BHWC, rows, columns), self.mean, self.std)
+        return self.normalised(resample(images_BHWC, rows, columns))
+
+    def of_picture(self, picture: Image.Image) -> Tensor:
+        """The same pixels from one RGB picture of any size, before `normalised`: uint8 `[3, S, S]`."""
+        width, height = (_eval_size(size, min(picture.size), self.input_size) for size in picture.size)
+        left, top = (round((size - self.input_size) / 2) for size in (width, height))
+        whole = _resized(picture, width, height, Image.Resampling.BICUBIC)
+        return _planes(whole.crop((left, top, left + self.input_size, top + self.input_size)))
+
+    def normalised(self, pixels_BCHW: Tensor) -> Tensor:
+        """float32 from 0 to 255 -> to [0, 1], then (x − mean) / std where given. In place."""
+        return _normalised(pixels_BCHW, self.mean, self.std)
 
 
 def draw_crops(
@@ -242,16 +269,28 @@ def _normalised(
 @lru_cache(maxsize=16)
 def _eval_taps(height: int, width: int, input_size: int, device: torch.device) -> tuple[Taps, Taps]:
     """Taps for rows and columns: the resize, less what the central crop cuts off."""
-    shorter = int(EVAL_RESIZE * input_size)
-
     def axis(size: int) -> Taps:
-        resized = int(shorter * size / min(height, width))
+        resized = _eval_size(size, min(height, width), input_size)
         first = round((resized - input_size) / 2)
         start_1, length_1 = torch.tensor([[0], [size]], device=device)
         whole = resize_taps(start_1, length_1, size, resized, "bicubic")
         return Taps(*(taps[:, first : first + input_size] for taps in whole))
 
     return axis(height), axis(width)
+
+
+def _eval_size(size: int, shorter: int, input_size: int) -> int:
+    """A side of `size` pixels after the resize, in an image whose shorter side has `shorter`."""
+    return int(int(EVAL_RESIZE * input_size) * size / shorter)
+
+
+def _resized(picture: Image.Image, width: int, height: int, kind: Image.Resampling) -> Image.Image:
+    """Pillow's resize in two calls: across first whatever its version, as `resample` does it."""
+    return picture.resize((width, picture.height), kind).resize((width, height), kind)
+
+
+def _planes(picture: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 def _check_fields(input_size: int, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:

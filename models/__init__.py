@@ -8,11 +8,13 @@ from torch import nn
 import models.glyph_vit  # noqa: F401 -- registers the demo's backbone with timm
 from errors import InputError
 from models.prompted_vit import NearestMeanHead, PromptedViT
+from models.query_cache import QueryCache
 from models.weights import backbone_fingerprint, build_backbone, model_normalisation, resolve_model_name
 from prompt import FixedPrompt, PromptPool
 from utils import random_generator
 
-__all__ = ["PromptedViT", "backbone_fingerprint", "build_model", "model_normalisation", "resolve_model_name"]
+__all__ = ["PromptedViT", "QueryCache", "backbone_fingerprint", "build_model", "model_normalisation",
+           "resolve_model_name"]
 
 
 def build_model(options: dict[str, Any], num_classes: int) -> PromptedViT:

@@ -13,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from errors import InputError
+from models.trunk import run_trunk
 from prompt import FixedPrompt, PromptPool, Prompts
 
 
@@ -74,6 +75,8 @@ class PromptedViT(nn.Module):
         # kept outside the registered modules: it is neither trained nor saved.
         needs_copy = self.backbone_trains and self.uses_query
         self._query_copy = [copy.deepcopy(backbone).requires_grad_(False) if needs_copy else None]
+        self.autocasts_to: torch.dtype | None = None
+        self._compiled_for, self._compiled_trunk = 0, None  # a batch size and what runs it
 
     @property
     def uses_query(self) -> bool:
@@ -95,23 +98,70 @@ class PromptedViT(nn.Module):
         self.backbone.train(mode and (self.backbone_trains or self.backbone_drops))
         return self
 
+    # ---- how fast ----
+    def use_bfloat16(self) -> None:
+        """Let the ViT compute in bfloat16; what trains, the query, the head and the loss stay in float32.
+
+        A frozen backbone's weights are rounded once and kept in half the memory; one that trains keeps its float32
+        weights and is cast on the way (autocast). Call it after `.to(device)` and after fingerprints were taken.
+        """
+        if self.backbone_trains:
+            self.autocasts_to = torch.bfloat16
+        else:
+            self.backbone.to(torch.bfloat16)
+        if self._query_copy[0] is not None:
+            self._query_copy[0].to(torch.bfloat16)
+
+    def compile(self, batch_size: int) -> None:
+        """Let torch.compile make kernels of the blocks for batches of `batch_size`; others run as before.
+
+        Shapes are static, so that a GPU replays CUDA graphs: at small batches launching kernels takes longer than
+        running them.
+
+        Raises:
+            InputError: torch cannot compile here; found by a pass over a blank batch.
+        """
+        vit = self.query_network
+        images_BCHW = torch.zeros(batch_size, 3, *vit.patch_embed.img_size, device=next(vit.parameters()).device)
+        self._compiled_for = batch_size
+        self._compiled_trunk = torch.compile(run_trunk, dynamic=False,
+                                             mode="reduce-overhead" if images_BCHW.is_cuda else None)
+        try:
+            with torch.no_grad():
+                self._run(vit, vit._pos_embed(embed(vit, images_BCHW)), 0, 1)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            raise InputError(f"--compile: torch cannot compile here ({first_line(error)}); install a C++ compiler such "
+                             "as g++ (for a GPU also triton), or leave --compile out.") from error
+
+    def _run(self, vit: VisionTransformer, tokens_BTD: Tensor, start: int, stop: int) -> Tensor:
+        if self._compiled_trunk is None or len(tokens_BTD) != self._compiled_for:
+            return run_trunk(vit, tokens_BTD, start, stop)
+        # A CUDA graph writes its next result where this one lies: it is copied out, and none is waited for.
+        torch.compiler.cudagraph_mark_step_begin()
+        return self._compiled_trunk(vit, tokens_BTD, start, stop).clone()
+
+    # ---- what is computed ----
     @torch.no_grad()
     def query(self, images_BCHW: Tensor, patches: Tensor | None = None) -> Tensor:
         """q(x) [B, D]: what the frozen, pretrained ViT makes of the images, in eval mode and without gradient."""
         vit = self.query_network
         if patches is None or vit is not self.backbone:
-            patches = vit.patch_embed(images_BCHW)
+            patches = embed(vit, images_BCHW)
         if self.embedding_key != "cls":
-            patches_BTD = patches.flatten(1, -2)
+            patches_BTD = at_least_float32(patches.flatten(1, -2))
             mean, peak = patches_BTD.mean(1), patches_BTD.amax(1)
             return {"mean": mean, "max": peak, "mean_max": peak + 2 * mean}[self.embedding_key]
         drops = vit.training  # only a backbone with dropout, in training
         if drops:
             vit.eval()
-        query_BD = self._transform(vit, vit._pos_embed(patches))[:, 0]
+        query_BD = vit.fc_norm(self._run(vit, vit._pos_embed(patches), 0, 1)[:, 0])
         if drops:
             vit.train()
-        return vit.fc_norm(query_BD)
+        return at_least_float32(query_BD)
+
+    def query_weights(self) -> tuple[tuple[int, int], ...]:
+        """Tells whether the query network is still the same: changes with any weight that is replaced or written to."""
+        return tuple((p.data_ptr(), p._version) for p in self.query_network.parameters())
 
     def forward(self, images_BCHW: Tensor, *, task: int | None = None, query_BD: Tensor | None = None,
                 per_image: bool = False) -> Output:
@@ -123,50 +173,52 @@ class PromptedViT(nn.Module):
             query_BD: the images' query when it is already known.
             per_image: each image chooses its prompts alone, whatever the pool's setting.
         """
-        patches = self.backbone.patch_embed(images_BCHW)  # serves both passes
+        with self._autocast(images_BCHW):
+            patches = embed(self.backbone, images_BCHW)  # serves both passes
         if self.prompt is None:
-            tokens_BTD = self._transform(self.backbone, self.backbone._pos_embed(patches))
-            return Output(self.head(self._pool(tokens_BTD, 0)))
+            return Output(self.head(self._features(patches)))
         if self.uses_query and query_BD is None:
             query_BD = self.query(images_BCHW, patches)
         prompts: Prompts = self.prompt(query_BD, len(images_BCHW), task=task, per_image=per_image)
-        tokens_BTD = self._insert(self.backbone._pos_embed(patches), prompts.tokens_BPD)
-        tokens_BTD = self._transform(self.backbone, tokens_BTD)
-        logits_BK = self.head(self._pool(tokens_BTD, prompts.tokens_BPD.shape[1]))
+        logits_BK = self.head(self._features(patches, prompts.tokens_BPD))
         return Output(logits_BK, prompts.aux_loss, prompts.selected_BN)
 
     def features(self, images_BCHW: Tensor) -> Tensor:
         """What the head reads [B, D], for a head that learns without gradient (no prompts)."""
-        patches = self.backbone.patch_embed(images_BCHW)
-        return self._pool(self._transform(self.backbone, self.backbone._pos_embed(patches)), 0)
+        with self._autocast(images_BCHW):
+            patches = embed(self.backbone, images_BCHW)
+        return self._features(patches)
+
+    def _features(self, patches: Tensor, prompts_BPD: Tensor | None = None) -> Tensor:
+        """Embedded patches and prompts to what the head reads [B, D]."""
+        vit, n = self.backbone, self.backbone.num_prefix_tokens
+        with self._autocast(patches):
+            tokens_BTD = vit._pos_embed(patches)
+            p = 0
+            if prompts_BPD is not None:
+                tokens_BTD, p = self._insert(tokens_BTD, prompts_BPD), prompts_BPD.shape[1]
+            start, stop = {"token": (0, 1), "gap": (0, tokens_BTD.shape[1]), "prompt": (n, n + p),
+                           "token+prompt": (0, n + p)}[self.head_type]
+            read_BRD = self._run(vit, tokens_BTD, start, stop)
+            if self.head_type == "token+prompt":  # between them lie the registers
+                read_BRD = torch.cat([read_BRD[:, :1], read_BRD[:, n:]], dim=1)
+            pooled_BD = at_least_float32(read_BRD).mean(1).to(read_BRD.dtype)
+            return at_least_float32(vit.fc_norm(pooled_BD))
 
     def _insert(self, tokens_BTD: Tensor, prompts_BPD: Tensor) -> Tensor:
         """Prompts go behind the cls token and the registers; attention does not know of order."""
         vit = self.backbone
+        prompts_BPD = prompts_BPD.to(tokens_BTD.dtype)
         if self.prompt_pos_embed == "cls":
             prompts_BPD = prompts_BPD + vit.pos_embed[:, :1]
         prompts_BPD = vit.pos_drop(prompts_BPD)
         n = vit.num_prefix_tokens
         return torch.cat([tokens_BTD[:, :n], prompts_BPD, tokens_BTD[:, n:]], dim=1)
 
-    @staticmethod
-    def _transform(vit: VisionTransformer, tokens_BTD: Tensor) -> Tensor:
-        """Embedded tokens to outputs: timm's `forward_features` from behind the position embedding on."""
-        return vit.norm(vit.blocks(vit.norm_pre(vit.patch_drop(tokens_BTD))))
+    def _autocast(self, where: Tensor):
+        return torch.autocast(where.device.type, self.autocasts_to, enabled=self.autocasts_to is not None)
 
-    def _pool(self, tokens_BTD: Tensor, num_prompt_tokens: int) -> Tensor:
-        n = self.backbone.num_prefix_tokens
-        prompts_BPD = tokens_BTD[:, n:n + num_prompt_tokens]
-        if self.head_type == "token":
-            pooled = tokens_BTD[:, 0]
-        elif self.head_type == "gap":
-            pooled = tokens_BTD.mean(1)
-        elif self.head_type == "prompt":
-            pooled = prompts_BPD.mean(1)
-        else:
-            pooled = torch.cat([tokens_BTD[:, :1], prompts_BPD], dim=1).mean(1)
-        return self.backbone.fc_norm(pooled)
-
+    # ---- what is learned ----
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
@@ -186,6 +238,19 @@ class PromptedViT(nn.Module):
                              "differ in name or shape; give the --output_dir of a run of this model.")
         for name, tensor in own.items():
             tensor.copy_(state[name])
+
+
+def embed(vit: VisionTransformer, images_BCHW: Tensor) -> Tensor:
+    """Images to patches, [B, T, D] or [B, H, W, D], in the precision of the ViT's weights."""
+    return vit.patch_embed(images_BCHW.to(next(vit.patch_embed.parameters()).dtype))
+
+
+def first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 def freeze_parameters(model: PromptedViT, words: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from engine import train_step
 from models.prompted_vit import PromptedViT
+from models.trunk import run_trunk
 from prompt import FixedPrompt, PromptPool
 
 SIZE, LENGTH, TOP_K, CLASSES = 6, 2, 3, 7
@@ -78,7 +79,8 @@ def test_without_prompts_the_features_are_timms(case):
     vit = tiny_vit(case)
     model = PromptedViT(vit, None, nn.Linear(vit.embed_dim, CLASSES), head_type="token", freeze=FROZEN)
     images = images_for(vit)
-    ours = model._transform(vit, vit._pos_embed(vit.patch_embed(images)))
+    tokens_BTD = vit._pos_embed(vit.patch_embed(images))
+    ours = run_trunk(vit, tokens_BTD, 0, tokens_BTD.shape[1])
     torch.testing.assert_close(ours, vit.forward_features(images), atol=1e-5, rtol=0)
     torch.testing.assert_close(ours, torch.stack([naive.encode(vit, image) for image in images]), atol=1e-5, rtol=0)
     torch.testing.assert_close(model(images).logits_BK, model.head(vit.forward_features(images)[:, 0]))

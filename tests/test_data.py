@@ -112,8 +112,8 @@ def test_subsample_of_training_and_test_images_are_two_options(tmp_path):
 
 
 def test_an_unknown_data_set_is_refused_with_those_there_are():
-    with pytest.raises(InputError, match=r"--dataset 'Split-CIFAR10': did you mean Split-CIFAR100.*Split-Glyphs"):
-        scenario_of("anywhere", dataset="Split-CIFAR10")
+    with pytest.raises(InputError, match=r"--dataset 'Split-CIFAR101': did you mean Split-CIFAR10.*Split-Glyphs"):
+        scenario_of("anywhere", dataset="Split-CIFAR101")
 
 
 # ---- CIFAR-100's own files ----

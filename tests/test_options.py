@@ -24,9 +24,10 @@ import huggingface_hub.constants
 import pytest
 import timm
 import torch
-from fixtures import ROOT, write_npz
+from fixtures import ROOT, run_program, write_npz
 from safetensors.torch import save_file
 
+import build
 import main
 from configs.base import OPTIONS, parse
 from continual_datasets import Scenario
@@ -76,7 +77,7 @@ def measure_run(words: tuple[str, ...], folder: Path) -> dict[str, Any]:
 def measure_rates(words: tuple[str, ...], folder: Path | None = None) -> dict[str, Any]:
     """The learning rate of each epoch of a task whose loss never falls; `folder` stays empty."""
     options = parse(words).options
-    recipe = main.build_recipe(options)
+    recipe = build.build_recipe(options)
     optimizer = recipe.make_optimizer([("weight", torch.nn.Parameter(torch.zeros(1, 1)))])
     schedule = recipe.make_schedule(optimizer)
     found = []
@@ -170,6 +171,8 @@ PROBES: dict[str, Probe] = {
     "epochs": Probe(("2",), ("steps", "first loss", "later loss"), ("shapes", "backbone")),
     "seed": Probe(("1",), ("first loss", "learned", "backbone"), ("steps", "lr")),
     "print_freq": Probe(("1",), ("steps",), ("first loss", "evaluation", "learned")),
+    # speed
+    "precision": Probe(("bf16",), ("opening", "first loss", "evaluation"), ("backbone", "steps", "lr", "shapes")),
     # model
     "model": Probe(("test_vit",), ("backbone", "shapes", "first loss"), ("steps", "lr")),
     "input_size": Probe(("16",), ("first loss", "evaluation"), ("shapes", "lr")),
@@ -253,7 +256,7 @@ def test_the_option_changes_computed_values(name, lab):
     commands = [probe.base, *((*probe.base, f"--{name}", *value.split()) for value in probe.values)]
     options = [parse(words).options for words in commands]
     assert all({n for n in o if o[n] != options[0][n]} == {name} for o in options[1:]), "not a probe of this option"
-    if OPTIONS[name].choices:
+    if OPTIONS[name].choices and name not in CHOICES_ELSEWHERE:
         assert {o[name] for o in options} == set(OPTIONS[name].choices)
 
     found = [lab.measure(words, probe.how) for words in commands]
@@ -304,6 +307,69 @@ def test_device(lab):
         assert f"--device {name} needs " in err
 
 
+def test_precision_is_chosen_by_the_device(lab):
+    """`auto` is told and stored as what it came to; what a device has not is refused before anything is written."""
+    gpu = torch.cuda.is_available()
+    auto = lab.measure(BASE)
+    assert ", fp32, " in auto["opening"]
+    assert auto | {"opening": ""} == lab.measure((*BASE, "--precision", "fp32")) | {"opening": ""}
+    code, out, err = call(*lab.words(*BASE, "--precision", "tf32", "--output_dir", ""))
+    assert (code, out) == (2, "")
+    assert "--precision tf32 is a mode of NVIDIA GPUs" in err
+    if gpu:
+        found = {name: lab.measure((*BASE, "--device", "cuda", "--precision", name)) for name in ("auto", "tf32")}
+        assert ", tf32, " in found["tf32"]["opening"]
+        assert (", bf16, " in found["auto"]["opening"]) == (torch.cuda.get_device_capability() >= (8, 0))
+
+
+def test_compile(lab, tmp_path):
+    """The same values to rounding; one sentence and no folder where no compiler is."""
+    base, compiled = lab.measure(BASE), lab.measure((*BASE, "--compile"))
+    assert ", compiled, " in compiled["opening"]
+    assert base["shapes"] == compiled["shapes"]
+    for found, expected in ((compiled[name], base[name]) for name in ("first loss", "later loss")):
+        assert found == pytest.approx(expected, abs=1e-4)
+    assert base["learned"] != compiled["learned"], "nothing was compiled"
+
+    done = run_program(*lab.words(*BASE, "--compile", "--output_dir", str(tmp_path / "run")), CXX="/nowhere/g++",
+                       TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+    assert done.returncode == 2
+    assert "--compile: torch cannot compile here" in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_speed_test(lab, tmp_path):
+    """Measured before training, which then computes what it would have computed; or measured alone."""
+    words = lab.words(*BASE, "--speed_test", "--output_dir", str(tmp_path / "run"))
+    code, out, err = call(*words)
+    assert code == 0, err
+    expected = lab.measure(BASE)["learned"]
+    assert [{k: v.numpy().tobytes() for k, v in state.items()} for state in learned_in(tmp_path / "run")] == expected
+
+    code, out, err = call(*lab.words(*BASE, "--speed_test_only", "--output_dir", str(tmp_path / "alone")))
+    assert code == 0, err
+    assert "epoch" not in out
+    assert [path.name for path in (tmp_path / "alone").iterdir()] == ["speed.json"]
+    for folder in ("run", "alone"):
+        found = json.loads((tmp_path / folder / "speed.json").read_text())
+        parts = {part["name"]: part for part in found["parts"]}
+        assert list(parts) == ["query pass", "prompted pass", "training step", "training with its data",
+                               "evaluation, new task", "evaluation, task seen before"]
+        assert all(part[value] > 0 for part in found["parts"] for value in (
+            "images_per_second", "gflop_per_image", "fraction_of_peak", "peak_memory_bytes"))
+        # Without weight gradients a step costs the query pass, and forward and backward of the prompted pass.
+        query, prompted, step = (parts[n]["gflop_per_image"] for n in ("query pass", "prompted pass", "training step"))
+        assert query + 1.9 * prompted < step < query + 2.4 * prompted
+        assert parts["evaluation, new task"]["gflop_per_image"] == query + prompted
+        assert found["checkpoint_bytes"] < 100_000
+        assert found["config"]["precision"] == "fp32"
+    for other in ("--eval", "--resume", "--overwrite"):
+        code, out, err = call(*lab.words(*BASE, "--speed_test_only", other, "--output_dir", str(tmp_path / "run")))
+        assert (code, out) == (2, "")
+        assert "exclude each other" in err
+
+
 def test_pretrained(lab, tmp_path, monkeypatch):
     """From the hub's cache when it is there, one sentence when it cannot be had, random without the option."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -350,7 +416,7 @@ def test_num_workers(lab):
     for workers in (0, 2):
         options = parse((*BASE, "--batch_size", "1", "--num_workers", str(workers))).options
         before = set(threading.enumerate())
-        batches = main.build_batches(options, None, torch.device("cpu"), Processes()).training(images, 0, 0)
+        batches = build.build_batches(options, None, torch.device("cpu"), Processes()).training(images, 0, 0)
         next(batches)
         assert [t.name for t in threading.enumerate() if t not in before] == ["batches"] * bool(workers)
         batches.close()
@@ -361,10 +427,10 @@ def test_pin_mem(device):
     """For copies to a GPU only. Whether to pin, and the line about it, are decided without touching the GPU."""
     for pinned in (True, False):
         options = parse((*BASE, "--pin_mem", str(pinned))).options
-        batches = main.build_batches(options, None, torch.device(device), Processes())
+        batches = build.build_batches(options, None, torch.device(device), Processes())
         assert batches.pin_memory == (pinned and device != "cpu")
         config = {"experiment": "any", "options": options, "protocol": "any", "world_size": 1, "device": device,
-                  "model": {"name": "any", "parameters": 1, "trainable_parameters": 1}}
+                  "precision": "fp32", "model": {"name": "any", "parameters": 1, "trainable_parameters": 1}}
         line = opening_lines(config, Scenario((), ()))[1]
         assert ("pinned memory on" in line) == batches.pin_memory
 
@@ -463,6 +529,9 @@ def test_dist_timeout(lab):
 
 OWN_TESTS: dict[str, Callable] = {
     "device": test_device,
+    "compile": test_compile,
+    "speed_test": test_speed_test,
+    "speed_test_only": test_speed_test,
     "pretrained": test_pretrained,
     "unscale_lr": test_unscale_lr,
     "download": test_download,
@@ -476,6 +545,7 @@ OWN_TESTS: dict[str, Callable] = {
     "dist_url": test_world_size_and_dist_url,
     "dist_timeout": test_dist_timeout,
 }
+CHOICES_ELSEWHERE = {"precision": test_precision_is_chosen_by_the_device}  # not every machine has them all
 # Deliberately without effect, although not listed as inert: torch.distributed.launch without --use_env gives it to each
 # process by itself, so a warning would blame people for nothing. The environment's LOCAL_RANK says the same and counts.
 NO_EFFECT = {"local_rank": test_local_rank_is_accepted_and_changes_nothing}

@@ -14,6 +14,7 @@ import main
 from configs import experiment_names, load_experiment
 from configs.base import GROUPS, OPTIONS, boolean, build_parser, default_options, parse
 from configs.checks import check
+from continual_datasets.scenario import DEFAULT_TASKS
 from errors import InputError
 
 EXPERIMENTS = experiment_names()
@@ -94,11 +95,11 @@ def test_general_defaults_are_values_that_the_option_itself_would_read(name):
 
 REFERENCES = {  # the table of settings of the two reference implementations, and what both have in common
     "cifar100_l2p": {
-        "batch_size": 16, "lr": 0.03, "epochs": 5, "num_tasks": 10, "size": 10, "top_k": 5, "length": 5,
+        "batch_size": 16, "lr": 0.03, "epochs": 5, "num_tasks": None, "size": 10, "top_k": 5, "length": 5,
         "pull_constraint_coeff": 0.1, "initializer": "uniform", "prompt_key_init": "uniform",
         "head_init": "trunc_normal", "prompt_pos_embed": "cls", "unscale_lr": True},
     "cifar100_l2p_jax": {
-        "batch_size": 16, "lr": 0.03, "epochs": 5, "num_tasks": 10, "size": 10, "top_k": 4, "length": 10,
+        "batch_size": 16, "lr": 0.03, "epochs": 5, "num_tasks": None, "size": 10, "top_k": 4, "length": 10,
         "pull_constraint_coeff": 1.0, "initializer": "flax_uniform", "prompt_key_init": "flax_uniform",
         "head_init": "zero", "prompt_pos_embed": "none", "unscale_lr": False},
 }
@@ -119,6 +120,7 @@ def test_the_two_references_keep_their_settings(name):
     expected = IN_BOTH | REFERENCES[name]
     options = parse([name]).options
     assert {option: options[option] for option in expected} == expected
+    assert DEFAULT_TASKS == 10, "what no --num_tasks means"
     assert options["freeze"] == ["backbone"], "covers what the references list: blocks, patch_embed, cls_token …"
 
 

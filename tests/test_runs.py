@@ -228,7 +228,8 @@ def test_class_means_do_not_hang_on_the_order_of_tasks(data, tmp_path):
     words[words.index(tmp_path / "a")] = tmp_path / "b"
     assert run(*words, "--num-tasks", 1) == 0
     a, b = (tensors(tmp_path / folder, name) for folder, name in (("a", "task03"), ("b", "task01")))
-    torch.testing.assert_close(a["head.sums_KD"], b["head.sums_KD"])
+    # Sums of nine float32 features of size 1, whose last bits depend on how many images share a batch.
+    torch.testing.assert_close(a["head.sums_KD"], b["head.sums_KD"], atol=1e-5, rtol=0)
     assert torch.equal(a["head.counts_K"], torch.full((6,), 9))
 
 

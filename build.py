@@ -1,0 +1,130 @@
+"""Options in, objects out: the parts that main.py puts together."""
+
+import difflib
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
+from timm.scheduler import create_scheduler
+
+from continual_datasets import Batches, Scenario, build_scenario
+from continual_datasets.transforms import EvalTransform, TrainTransform
+from distributed import Processes, processes_from_environment
+from engine import Recipe
+from errors import InputError
+from models import PromptedViT, model_normalisation
+
+
+def choose_device(name: str, processes: Processes) -> torch.device:
+    """The torch device of this process. Raises InputError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name}: there is no such device; use auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda":
+        # The same answer in every process of this machine, so that the one that speaks knows of it.
+        here, count = processes.local_world_size, torch.cuda.device_count()
+        sharing, own = (1, 0) if processes.own_gpu else (here, processes.local_rank)
+        needed = sharing if device.index is None else device.index + 1
+        if needed > count:
+            raise InputError(f"--device {name} needs {needed} GPU(s) for {here} process(es) and torch sees {count}; "
+                             "use --device cpu, or fewer processes.")
+        if device.index is not None and sharing > 1:
+            raise InputError(f"--device {name} would put {here} processes on one GPU: use --device cuda.")
+        device = torch.device("cuda", own if device.index is None else device.index)
+        torch.cuda.set_device(device)
+    elif device.type != "cpu":
+        raise InputError(f"--device {name}: use auto, cpu, cuda or cuda:N.")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """`fp32`, `tf32` or `bf16`, set for this process. Raises InputError for one that the device has not."""
+    on_gpu = device.type == "cuda"
+    has_bf16 = not on_gpu or torch.cuda.get_device_capability(device) >= (8, 0)
+    if name == "auto":
+        name = "bf16" if on_gpu and has_bf16 else "fp32"
+    if name == "tf32" and not on_gpu:
+        raise InputError("--precision tf32 is a mode of NVIDIA GPUs: use fp32 or bf16 on the CPU.")
+    if name == "bf16" and not has_bf16:
+        raise InputError(f"--precision bf16: {torch.cuda.get_device_name(device)} has no bfloat16; use fp32.")
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = name == "tf32"
+    return name
+
+
+def read_scenario(options: dict[str, Any], processes: Processes) -> Scenario:
+    return build_scenario(
+        options["dataset"], options["data_path"], num_tasks=options["num_tasks"],
+        download=options["download"] and processes.is_main, shuffle=options["shuffle"], seed=options["seed"],
+        subsample=options["subsample"], subsample_test=options["subsample_test"],
+        classes_per_task=options["classes_per_task"], class_order=options["class_order"])
+
+
+def build_batches(options: dict[str, Any], model: PromptedViT | None, device: torch.device,
+                  processes: Processes) -> Batches:
+    mean, std = {"none": lambda: (None, None), "imagenet": lambda: (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+                 "model": lambda: model_normalisation(model.backbone)}[options["input_norm"]]()
+    return Batches(
+        TrainTransform(options["input_size"], tuple(options["scale"]), tuple(options["ratio"]), options["hflip"],
+                       mean, std),
+        EvalTransform(options["input_size"], mean, std), batch_size=options["batch_size"], seed=options["seed"],
+        device=device, rank=processes.rank, world_size=processes.world_size, prefetch=options["num_workers"],
+        pin_memory=options["pin_mem"])
+
+
+def build_recipe(options: dict[str, Any]) -> Recipe:
+    o = options
+    batch = o["batch_size"] * (1 if o["unscale_lr"] else processes_from_environment().world_size)
+    lr = o["lr"] * batch / 256
+
+    def make_optimizer(named_parameters):
+        matrices, vectors = [], []
+        for _, parameter in named_parameters:
+            (matrices if parameter.ndim > 1 else vectors).append(parameter)
+        groups = [{"params": matrices, "weight_decay": o["weight_decay"]}, {"params": vectors, "weight_decay": 0.0}]
+        about = get_optimizer_info(o["opt"])
+        # A few optimizers take three betas: those keep their own.
+        more = {"betas": tuple(o["opt_betas"])} if about.num_betas == 2 else {}
+        if about.opt_class in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
+            more["fused"] = True  # one kernel for all parameters instead of a dozen each
+        return create_optimizer_v2([g for g in groups if g["params"]], opt=o["opt"], lr=lr, momentum=o["momentum"],
+                                   weight_decay=o["weight_decay"], eps=o["opt_eps"], **more)
+
+    def make_schedule(optimizer):
+        if o["sched"] == "constant":  # timm's own "constant" warms up; the reference's leaves the rate alone
+            return None
+        schedule, _ = create_scheduler(SimpleNamespace(**o, eval_metric="loss"), optimizer)
+        if o["sched"] == "plateau":
+            schedule.lr_scheduler.cooldown = o["cooldown_epochs"]  # timm's factory does not pass it on
+        return schedule
+
+    return Recipe(epochs=o["epochs"], make_optimizer=make_optimizer, make_schedule=make_schedule,
+                  clip_grad=o["clip_grad"], reinit_optimizer=o["reinit_optimizer"], train_mask=o["train_mask"],
+                  task_inc=o["task_inc"], eval_per_image=o["eval_per_image"], print_freq=o["print_freq"],
+                  seed=o["seed"])
+
+
+def check_recipe(recipe: Recipe, model: PromptedViT) -> None:
+    """Build the optimizer and the schedule once, so that values they refuse are refused before anything is written."""
+    parameters = list(model.trained_parameters())
+    if not parameters:
+        return
+    try:
+        recipe.make_schedule(recipe.make_optimizer(parameters))
+    except Exception as error:  # each of timm's optimizers has its own; whatever it is, an option has to change
+        raise InputError("--opt or --sched refuses these options: " + " ".join(str(error).split())) from error
+
+
+def check_optimizer(name: str) -> None:
+    names = list_optimizers()
+    if name.lower() not in names:
+        near = difflib.get_close_matches(name, names, n=3)
+        raise InputError(f"unknown --opt {name!r}: " + (f"did you mean {' or '.join(near)}?" if near
+                                                        else "use any timm optimizer, such as adam, adamw, sgd."))
+    if get_optimizer_info(name).second_order:
+        raise InputError(f"--opt {name} needs second derivatives, which are not computed here: use another.")

@@ -1,0 +1,129 @@
+"""Images in files, decoded and cut by worker processes while the model works.
+
+Each image is cut to the model's input in the worker, by numbers drawn before, and travels as 8-bit pixels; how many
+workers there are changes nothing but the time. Shapes as in `batches`.
+"""
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from continual_datasets.images import ImageFiles
+from continual_datasets.transforms import EvalTransform, TrainTransform
+from errors import InputError
+
+PIECE = 16  # images that one worker makes at a time: all workers join in the first batch, which the model waits for
+PIECES_AHEAD = 4  # of each worker
+
+
+def read_picture(path: str) -> Image.Image:
+    """An image file in RGB, not turned by what its EXIF says, as torchvision reads it.
+
+    Raises:
+        InputError: there is no such file, or it cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:  # each of Pillow's decoders has its own for damaged bytes
+        raise InputError(f"--data_path: {path} cannot be read as an image ({' '.join(str(error).split())}); remove it "
+                         "or copy it anew.") from error
+
+
+class Decoder:
+    """Worker processes that turn image files into the pixels of batches.
+
+    Args:
+        train_transform, eval_transform: what is done to each image.
+        num_workers: processes; 0 decodes in this one.
+        pin_memory: return pixels in pinned memory.
+    """
+
+    def __init__(self, train_transform: TrainTransform, eval_transform: EvalTransform, num_workers: int = 0,
+                 pin_memory: bool = False):
+        self._cutter = _Cutter(train_transform, eval_transform)
+        self._num_workers, self._pin_memory = num_workers, pin_memory
+        self._idle: list[DataLoader] = []  # their processes live on: to start them takes as long as a small epoch
+
+    def batches(self, images: ImageFiles, positions: list[Tensor], draws_NU: Tensor | None) -> Iterator[list[Tensor]]:
+        """For each of `positions` (int64 `[B]`, a batch) its pixels, in pieces that are to be joined: uint8
+        `[<= PIECE, 3, S, S]` on the CPU. Cut for training by the rows of `draws_NU`, or for evaluation without.
+
+        Raises:
+            InputError: a file cannot be read; the text names it.
+        """
+        loader = self._idle.pop() if self._idle else self._start()
+        loader.sampler.orders = (
+            (images.paths(piece_B.numpy()), None if draws_NU is None else draws_NU[piece_B].numpy())
+            for index_B in positions for piece_B in index_B.split(PIECE))
+        try:
+            with _any_number_of_workers():
+                made = iter(loader)
+            for index_B in positions:
+                yield [_raised(next(made)) for _ in index_B.split(PIECE)]
+        finally:
+            self._idle.append(loader)
+
+    def _start(self) -> DataLoader:
+        workers: dict = {}
+        if self._num_workers:
+            workers = {"num_workers": self._num_workers, "prefetch_factor": PIECES_AHEAD, "persistent_workers": True}
+            if sys.platform == "linux":  # started in no time, and main.py is not imported again
+                workers["multiprocessing_context"] = "fork"
+        with _any_number_of_workers():
+            # A generator of its own, for torch's would be drawn from; what it draws is used by nothing.
+            return DataLoader(self._cutter, batch_size=None, sampler=_Orders(), collate_fn=_as_it_is,
+                              pin_memory=self._pin_memory, generator=torch.Generator(), **workers)
+
+
+@contextmanager
+def _any_number_of_workers() -> Iterator[None]:
+    """Without torch's warning of more workers than cores: some wait for the disk, and the default must fit many."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*worker processes in total")
+        yield
+
+
+class _Orders:
+    """What the workers are to make next."""
+
+    orders: Iterator = iter(())
+
+    def __iter__(self) -> Iterator:
+        return self.orders
+
+
+class _Cutter(TorchDataset):
+    """Runs in the workers: (paths, uniform numbers or None) -> pixels, or what is wrong with a file."""
+
+    def __init__(self, train_transform: TrainTransform, eval_transform: EvalTransform):
+        self.train_transform, self.eval_transform = train_transform, eval_transform
+
+    def __getitem__(self, order: tuple[list[str], np.ndarray | None]) -> Tensor | str:
+        paths, draws_BU = order
+        try:
+            pictures = map(read_picture, paths)
+            if draws_BU is None:
+                return torch.stack([self.eval_transform.of_picture(picture) for picture in pictures])
+            return torch.stack([self.train_transform.of_picture(picture, draws_U)
+                                for picture, draws_U in zip(pictures, torch.from_numpy(draws_BU), strict=True)])
+        except InputError as error:
+            return str(error)  # an exception would come out with the worker's stack in its text
+
+
+def _as_it_is(made: Tensor | str) -> Tensor | str:
+    return made
+
+
+def _raised(made: Tensor | str) -> Tensor:
+    if isinstance(made, str):
+        raise InputError(made)
+    return made

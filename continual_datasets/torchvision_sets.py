@@ -1,0 +1,165 @@
+"""Data sets that torchvision reads: fetched and checked as it does, then read by its own classes."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from continual_datasets.archives import unpack_into
+from continual_datasets.images import ImageFiles, Images, LabelledImages
+from continual_datasets.scenario import Dataset
+from errors import InputError
+
+NO_DATA_HINT = "or run `python main.py demo_l2p`, which needs no files."
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file that a data set is published as, and the files that it gives."""
+
+    path: Path
+    md5: str
+    urls: tuple[str, ...]
+    gives: tuple[Path, ...]
+    """The file itself, or what it is unpacked to."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A data set of torchvision."""
+
+    class_name: str
+    """In `torchvision.datasets`."""
+    title: str
+    layout: str
+    """What --data_path holds."""
+    sources: Callable[[type, Path], Iterator[Source]]
+    """(the class, data_path) -> its files."""
+    parts: tuple[dict[str, Any], dict[str, Any]] = ({"split": "train"}, {"split": "test"})
+    """What the class takes to read the training and the test images."""
+
+
+def read(data_path: str, download: bool, seed: int = 0, *, of: Published) -> Dataset:
+    """The data set from the folder `data_path`; with `download`, what is missing there is fetched first.
+
+    Raises:
+        InputError: missing or damaged files, or a download that fails.
+    """
+    import torchvision.datasets  # late: only these readers need it
+
+    root = Path(os.path.expanduser(data_path))
+    if root.exists() and not root.is_dir():
+        raise InputError(f"--data_path {data_path} is neither a folder nor an .npz file.")
+    reader = getattr(torchvision.datasets, of.class_name)
+    sources = list(of.sources(reader, root))
+    _obtain(data_path, download, of, sources)
+    folder = sources[0].gives[0].parent
+    try:
+        train, test = (reader(str(root), **part) for part in of.parts)
+        names = getattr(train, "classes", None) or range(int(np.max(train.labels)) + 1)  # SVHN has none
+        return Dataset(_images(root, train), _images(root, test), tuple(map(str, names)))
+    except ImportError as error:
+        raise InputError(f"--dataset: {of.title} is read with {error.name}: pip install {error.name}.") from error
+    except Exception as error:  # whatever a damaged file makes of torchvision, scipy or pickle
+        how = "its checksum differs" if "corrupted" in str(error) else "it cannot be read"
+        raise InputError(f"--data_path {data_path}: a file in {folder} is damaged ({how}); remove the folder and use "
+                         "--download, or copy it anew.") from error
+
+
+def _images(root: Path, data: Any) -> LabelledImages:
+    """What a torchvision data set holds: pixels under one of the names it uses, or paths."""
+    if hasattr(data, "_image_files"):
+        names = [Path(path).relative_to(root).as_posix() for path in data._image_files]
+        return ImageFiles(str(root), np.array(names), np.array(data._labels, dtype=np.int64))
+    pixels = np.asarray(data.data)
+    if pixels.ndim == 3:  # grey
+        pixels = pixels[..., None].repeat(3, axis=-1)
+    elif pixels.shape[-1] != 3:  # SVHN's come with the colours first
+        pixels = pixels.transpose(0, 2, 3, 1)
+    labels = data.targets if hasattr(data, "targets") else data.labels
+    return Images(np.ascontiguousarray(pixels), np.asarray(labels, dtype=np.int64))
+
+
+# ---- files ----
+def _obtain(data_path: str, download: bool, of: Published, sources: list[Source]) -> None:
+    """Unpack what is there, fetch what is not."""
+    from torchvision.datasets.utils import check_integrity
+
+    wanted = [source for source in sources if not all(path.is_file() or path.is_dir() for path in source.gives)]
+    absent = [source for source in wanted if not check_integrity(str(source.path), source.md5)]
+    folder = sources[0].gives[0].parent
+    if absent and not download:
+        missing = [path for source in absent for path in source.gives if not path.exists()]
+        raise InputError(f"--data_path {data_path}: no {', '.join(path.name for path in missing)} in "
+                         f"{missing[0].parent}; give the folder that holds {of.layout}, add --download to fetch "
+                         f"{of.title} into it, {NO_DATA_HINT}")
+    for source in absent:
+        _fetch(data_path, of.title, folder, source)
+    for source in wanted:
+        if source.path not in source.gives:
+            unpack_into(source.path, source.path.parent)
+
+
+def _fetch(data_path: str, title: str, folder: Path, source: Source) -> None:
+    from torchvision.datasets.utils import download_url
+
+    for url in source.urls:
+        try:
+            download_url(url, str(source.path.parent), source.path.name, source.md5)
+            return
+        except OSError as error:  # urllib's errors are OSErrors too
+            refusal = InputError(f"--download could not fetch {title} into {data_path} ({error}); put the files into "
+                                 f"{folder} by hand, {NO_DATA_HINT}")
+        except RuntimeError:
+            refusal = InputError(f"--download fetched {source.path.name} into {data_path}, which is not {title}'s (its "
+                                 f"checksum differs); try again, or put the files into {folder} by hand.")
+    raise refusal
+
+
+def _cifar(reader: type, root: Path) -> Iterator[Source]:
+    names = [name for name, _ in [*reader.train_list, *reader.test_list]] + [reader.meta["filename"]]
+    folder = root / reader.base_folder
+    yield Source(root / reader.filename, reader.tgz_md5, (reader.url,), tuple(folder / name for name in names))
+
+
+def _mnist(reader: type, root: Path) -> Iterator[Source]:
+    folder = root / reader.__name__ / "raw"
+    for name, md5 in reader.resources:
+        urls = tuple(mirror + name for mirror in reader.mirrors)
+        yield Source(folder / name, md5, urls, (folder / name.removesuffix(".gz"),))
+
+
+def _svhn(reader: type, root: Path) -> Iterator[Source]:
+    for url, name, md5 in (reader.split_list[part] for part in ("train", "test")):
+        yield Source(root / name, md5, (url,), (root / name,))
+
+
+def _flowers(reader: type, root: Path) -> Iterator[Source]:
+    folder = root / "flowers-102"
+    for kind, (name, md5) in reader._file_dict.items():
+        gives = folder / ("jpg" if kind == "image" else name)
+        yield Source(folder / name, md5, (reader._download_url_prefix + name,), (gives,))
+
+
+def _food(reader: type, root: Path) -> Iterator[Source]:
+    gives = root / "food-101" / "meta", root / "food-101" / "images"
+    yield Source(root / "food-101.tar.gz", reader._MD5, (reader._URL,), gives)
+
+
+def _dtd(reader: type, root: Path) -> Iterator[Source]:
+    folder = root / "dtd"
+    yield Source(folder / "dtd-r1.0.1.tar.gz", reader._MD5, (reader._URL,), (folder / "dtd",))
+
+
+_TRAIN_OR_NOT = {"train": True}, {"train": False}
+CIFAR10 = Published("CIFAR10", "CIFAR-10", "cifar-10-batches-py/", _cifar, _TRAIN_OR_NOT)
+CIFAR100 = Published("CIFAR100", "CIFAR-100", "cifar-100-python/", _cifar, _TRAIN_OR_NOT)
+MNIST = Published("MNIST", "MNIST", "MNIST/raw/", _mnist, _TRAIN_OR_NOT)
+FASHION_MNIST = Published("FashionMNIST", "Fashion-MNIST", "FashionMNIST/raw/", _mnist, _TRAIN_OR_NOT)
+SVHN = Published("SVHN", "SVHN", "train_32x32.mat and test_32x32.mat", _svhn)
+FLOWERS102 = Published("Flowers102", "Flowers102", "flowers-102/", _flowers)
+FOOD101 = Published("Food101", "Food-101", "food-101/", _food)
+DTD = Published("DTD", "DTD", "dtd/dtd/", _dtd)

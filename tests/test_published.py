@@ -1,0 +1,137 @@
+"""torchvision's data sets, in the files they are published as, read by its own classes with other md5 lists only."""
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import published
+import pytest
+import torchvision.datasets
+from fixtures import ROOT
+
+from continual_datasets import ImageFiles, Images
+from continual_datasets.large_images import read_picture
+from continual_datasets.readers import CATALOGUE
+from errors import InputError
+
+
+@functools.cache
+def site():
+    spec = importlib.util.spec_from_file_location("l2p_tests_site", ROOT / "tests" / "site" / "sitecustomize.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def accept(monkeypatch, root: Path) -> None:
+    """torchvision's classes expect the md5 sums of the files in `root` until the test ends."""
+    for (name, attribute), value in site().md5_lists(torchvision.datasets, root).items():
+        monkeypatch.setattr(getattr(torchvision.datasets, name), attribute, value)
+
+
+SETS = {  # catalogue name: what writes it, number of classes, a name that one of them has, what a message says it lacks
+    "Split-CIFAR10": (published.write_cifar10, 10, "thing 3", "data_batch_1, data_batch_2"),
+    "Split-MNIST": (published.write_mnist, 10, "3 - three", "train-images-idx3-ubyte"),
+    "Split-FashionMNIST": (functools.partial(published.write_mnist, name="FashionMNIST"), 10, "Sneaker",
+                           "t10k-labels-idx1-ubyte"),
+    "Split-SVHN": (published.write_svhn, 10, "3", "train_32x32.mat, test_32x32.mat"),
+    "Split-Flowers102": (published.write_flowers102, 102, "sunflower", "jpg, imagelabels.mat, setid.mat"),
+    "Split-Food101": (published.write_food101, 3, "pizza", "meta, images"),
+    "Split-DTD": (published.write_dtd, 5, "grid", "dtd"),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_holds_what_its_files_hold(name, monkeypatch, tmp_path):
+    """Twice: archives are unpacked by the first reading, and not needed by the second."""
+    write, num_classes, class_name, _ = SETS[name]
+    written = write(tmp_path)
+    accept(monkeypatch, tmp_path)
+    for _ in range(2):
+        data = CATALOGUE[name](str(tmp_path), False, 0)
+        assert len(data.class_names) == num_classes
+        assert class_name in data.class_names
+        for part, images in (("train", data.train), ("test", data.test)):
+            expected, labels = written[part]
+            assert images.labels_N.dtype == np.int64
+            assert images.labels_N.tolist() == list(labels)
+            if isinstance(images, Images):
+                np.testing.assert_array_equal(images.pixels_NHWC, expected)
+                assert images.pixels_NHWC.dtype == np.uint8
+            else:
+                assert images.names_N.tolist() == expected.tolist()
+                assert read_picture(images.paths(np.array([0]))[0]).size in ((26, 20), (24, 30), (28, 22))
+        for archive in [*tmp_path.rglob("*.gz"), *tmp_path.rglob("*.tgz")]:
+            archive.unlink()
+    assert not list(tmp_path.rglob(".*")), "nothing temporary is left"
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_what_is_missing_is_named_with_the_ways_out(name, tmp_path):
+    *_, lacking = SETS[name]
+    with pytest.raises(InputError) as caught:
+        CATALOGUE[name](str(tmp_path / "nowhere"), False, 0)
+    message = str(caught.value)
+    assert lacking in message
+    assert all(words in message for words in ("--data_path", "give the folder that holds", "--download", "demo_l2p"))
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_download_that_cannot_be_had_is_one_sentence(name, monkeypatch, tmp_path):
+    """Every address that a class would ask leads to a port of this machine where nobody answers."""
+    accept(monkeypatch, tmp_path)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    nowhere = "http://127.0.0.1:9/"
+    for cls, attribute, value in (("CIFAR10", "url", f"{nowhere}a"), ("MNIST", "mirrors", [nowhere]),
+                                  ("FashionMNIST", "mirrors", [nowhere]), ("Food101", "_URL", f"{nowhere}a"),
+                                  ("Flowers102", "_download_url_prefix", nowhere), ("DTD", "_URL", f"{nowhere}a")):
+        monkeypatch.setattr(getattr(torchvision.datasets, cls), attribute, value)
+    monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", {
+        part: [nowhere + file, file, md5] for part, (_, file, md5) in torchvision.datasets.SVHN.split_list.items()})
+    with pytest.raises(InputError, match=r"^--download could not fetch .* by hand, or run") as caught:
+        CATALOGUE[name](str(tmp_path / "data"), True, 0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "file"), [
+    ("Split-CIFAR10", "cifar-10-batches-py/data_batch_2"), ("Split-SVHN", "test_32x32.mat"),
+    ("Split-Flowers102", "flowers-102/setid.mat"), ("Split-MNIST", "MNIST/raw/t10k-images-idx3-ubyte")])
+def test_a_damaged_file_is_refused(name, file, monkeypatch, tmp_path):
+    SETS[name][0](tmp_path)
+    accept(monkeypatch, tmp_path)
+    CATALOGUE[name](str(tmp_path), False, 0)
+    content = (tmp_path / file).read_bytes()
+    (tmp_path / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"^--data_path .* is damaged .* copy it anew"):
+        CATALOGUE[name](str(tmp_path), False, 0)
+
+
+@pytest.mark.parametrize("archive", ["cifar-10-python.tar.gz", "MNIST/raw/train-labels-idx1-ubyte.gz"])
+def test_an_archive_with_another_checksum_is_not_unpacked(archive, monkeypatch, tmp_path):
+    published.write_cifar10(tmp_path, archive=True)
+    published.write_mnist(tmp_path)
+    accept(monkeypatch, tmp_path)
+    (tmp_path / archive).write_bytes((tmp_path / archive).read_bytes() + b"\0")
+    name = "Split-MNIST" if "MNIST" in archive else "Split-CIFAR10"
+    with pytest.raises(InputError, match="add --download to fetch"):
+        CATALOGUE[name](str(tmp_path), False, 0)
+
+
+def test_cifar10_is_read_from_its_archive(monkeypatch, tmp_path):
+    written = published.write_cifar10(tmp_path, archive=True)
+    source = tmp_path / "source"
+    published.write_cifar10(source)
+    accept(monkeypatch, source)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "tgz_md5", site().md5(tmp_path / "cifar-10-python.tar.gz"))
+    data = CATALOGUE["Split-CIFAR10"](str(tmp_path), False, 0)
+    np.testing.assert_array_equal(data.train.pixels_NHWC, written["train"][0])
+
+
+def test_large_sets_stay_in_their_files(monkeypatch, tmp_path):
+    published.write_dtd(tmp_path)
+    accept(monkeypatch, tmp_path)
+    data = CATALOGUE["Split-DTD"](str(tmp_path), False, 0)
+    assert isinstance(data.train, ImageFiles)
+    assert data.train.root == str(tmp_path)
