@@ -18,8 +18,8 @@ import pytest
 import torch
 from fixtures import ROOT, TINY, write_npz
 
-import main
 import run_with_submitit
+from build import choose_device
 from configs.base import OPTIONS
 from configs.launcher import LAUNCHER_GROUPS
 from distributed import Processes, first_host, processes_from_environment, slurm_meeting_place
@@ -153,9 +153,9 @@ def test_processes_of_a_slurm_step_meet_and_train(data, tmp_path):
 def test_a_process_that_sees_its_own_gpu_only():
     last = torch.cuda.device_count()
     process = Processes(last, last, last + 1, last + 1, own_gpu=True)
-    assert main.choose_device("cuda", process) == torch.device("cuda:0")
+    assert choose_device("cuda", process) == torch.device("cuda:0")
     with pytest.raises(InputError, match=rf"--device cuda needs {last + 1} GPU\(s\)"):
-        main.choose_device("cuda", replace(process, own_gpu=False))
+        choose_device("cuda", replace(process, own_gpu=False))
 
 
 def test_one_process_of_a_machine_speaks():
@@ -324,7 +324,7 @@ def test_a_job_that_fails(tmp_path, data):
 
 def test_a_job_continues_after_submitits_signal(data, tmp_path):
     """SIGUSR2, by which submitit's jobs learn that their time is over: saved, started again, and the same result."""
-    words = ["--epochs", 3, "--print-freq", 1]
+    words = ["--epochs", 3, "--tasks_per_node", 2, "--print-freq", 1]
     assert submit(data, tmp_path / "shared", *words, "--output_dir", tmp_path / "whole").returncode == 0
     command = [sys.executable, ROOT / "run_with_submitit.py", *tiny(
         data, "--shared_folder", tmp_path / "shared", "--cluster", "local", "--gpus_per_node", 0, *words,
@@ -341,7 +341,8 @@ def test_a_job_continues_after_submitits_signal(data, tmp_path):
         launcher.stdout.close()
     text = Path(log).read_text()
     assert "Requeued job" in text
-    assert text.count("1 process(es) on cpu") == 2, "it was started twice"
+    assert "main.py: stopped by SIGUSR2" in text
+    assert text.count("2 process(es) on cpu") == 2, "it was started twice"
     one, other = summary(tmp_path / "whole"), summary(tmp_path / "stopped")
     for key in ("acc@1", "loss", "forgetting", "per_task", "acc@1_per_image"):
         assert one[key] == other[key], key
