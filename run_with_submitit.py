@@ -57,9 +57,9 @@ class Training:
             words += ["--dist_url", f"file://{meeting}"]
         stop = getattr(signal, f"SIG{job.USR_SIG}")
         requeue = signal.getsignal(stop)  # submitit's handler: in process 0 it calls `checkpoint` and requeues the job
-        code = self._run_main(words, stop)
+        code, signals = self._run_main(words, stop)
         signal.signal(stop, requeue)
-        if code == 128 + stop and callable(requeue):
+        if code > 128 and stop in signals and callable(requeue):
             with suppress(subprocess.CalledProcessError):  # Slurm may end its scontrol together with the job
                 requeue(stop, None)
             raise SystemExit(0)
@@ -86,11 +86,23 @@ class Training:
         """
         return f"init_{self.meeting}_{os.environ.get('SLURM_RESTART_COUNT', 0)}"
 
-    def _run_main(self, words: list[str], stop: signal.Signals) -> int:
+    def _run_main(self, words: list[str], stop: signal.Signals) -> tuple[int, bytes]:
+        """main.py's exit code, and the numbers of all signals meanwhile: its code tells of one of several."""
         sys.path.insert(0, self.code)
+        sys.argv = [f"{self.code}/main.py", *words]  # what config.json records as the command
         import main as program
 
-        return program.main(words)
+        arrived, note = os.pipe()
+        for end in (arrived, note):
+            os.set_blocking(end, False)
+        before = signal.set_wakeup_fd(note)
+        try:
+            code = program.main(words, stop_signals=(stop,))
+        finally:
+            signal.set_wakeup_fd(before)
+            os.close(note)
+        with os.fdopen(arrived, "rb") as signals:
+            return code, signals.read()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

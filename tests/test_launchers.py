@@ -11,12 +11,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from fixtures import ROOT, TINY, write_npz
 
 import run_with_submitit
+from build import choose_device
 from configs.base import OPTIONS
 from configs.launcher import LAUNCHER_GROUPS
 from distributed import Processes, first_host, processes_from_environment, slurm_meeting_place
@@ -144,6 +147,15 @@ def test_processes_of_a_slurm_step_meet_and_train(data, tmp_path):
     assert "2 process(es) on cpu" in printed[0][0]
     assert printed[1][0] == ""
     assert json.loads((tmp_path / "out" / "config.json").read_text())["world_size"] == 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_a_process_that_sees_its_own_gpu_only():
+    last = torch.cuda.device_count()
+    process = Processes(last, last, last + 1, last + 1, own_gpu=True)
+    assert choose_device("cuda", process) == torch.device("cuda:0")
+    with pytest.raises(InputError, match=rf"--device cuda needs {last + 1} GPU\(s\)"):
+        choose_device("cuda", replace(process, own_gpu=False))
 
 
 def test_one_process_of_a_machine_speaks():
@@ -281,8 +293,20 @@ def test_a_local_job(tasks, data, tmp_path):
     log = Path(job[2]).read_text()
     assert f"{tasks} process(es) on cpu" in log
     assert "after task 2/2" in log
-    assert summary(shared / job[1])["config"]["world_size"] == tasks
+    config = json.loads((shared / job[1] / "config.json").read_text())
+    assert config["world_size"] == tasks
+    assert config["command"][:2] == [str(ROOT / "main.py"), "cifar100_l2p"]
     assert [path.name for path in shared.iterdir()] == [job[1]]
+
+
+def test_a_job_in_this_very_process(data, tmp_path):
+    done = run(sys.executable, ROOT / "run_with_submitit.py", *tiny(
+        data, "--shared_folder", tmp_path, "--cluster", "debug", "--gpus_per_node", 0, "--job_dir", tmp_path / "job",
+        "--partition", "any"))
+    assert done.returncode == 0, done.stderr
+    assert "--partition means nothing to --cluster debug" in done.stderr
+    assert "1 process(es) on cpu" in done.stdout
+    assert summary(tmp_path / "job")["per_task"]
 
 
 def test_a_job_that_fails(tmp_path, data):
@@ -300,7 +324,7 @@ def test_a_job_that_fails(tmp_path, data):
 
 def test_a_job_continues_after_submitits_signal(data, tmp_path):
     """SIGUSR2, by which submitit's jobs learn that their time is over: saved, started again, and the same result."""
-    words = ["--epochs", 3, "--print-freq", 1]
+    words = ["--epochs", 3, "--tasks_per_node", 2, "--print-freq", 1]
     assert submit(data, tmp_path / "shared", *words, "--output_dir", tmp_path / "whole").returncode == 0
     command = [sys.executable, ROOT / "run_with_submitit.py", *tiny(
         data, "--shared_folder", tmp_path / "shared", "--cluster", "local", "--gpus_per_node", 0, *words,
@@ -317,7 +341,8 @@ def test_a_job_continues_after_submitits_signal(data, tmp_path):
         launcher.stdout.close()
     text = Path(log).read_text()
     assert "Requeued job" in text
-    assert text.count("1 process(es) on cpu") == 2, "it was started twice"
+    assert "main.py: stopped by SIGUSR2" in text
+    assert text.count("2 process(es) on cpu") == 2, "it was started twice"
     one, other = summary(tmp_path / "whole"), summary(tmp_path / "stopped")
     for key in ("acc@1", "loss", "forgetting", "per_task", "acc@1_per_image"):
         assert one[key] == other[key], key

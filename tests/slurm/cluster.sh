@@ -77,7 +77,6 @@ MpiDefault=none
 ReturnToService=2
 JobRequeue=1
 SchedulerParameters=sched_interval=5,batch_sched_delay=0,bf_interval=5
-KillWait=10
 NodeName=n1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$port_n1 CPUs=1 RealMemory=8000 State=UNKNOWN
 NodeName=n2 NodeHostname=$host NodeAddr=127.0.0.1 Port=$port_n2 CPUs=1 RealMemory=8000 State=UNKNOWN
 PartitionName=batch Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP

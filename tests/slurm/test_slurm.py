@@ -101,6 +101,14 @@ def results(folder: Path) -> dict:
     return {key: found[key] for key in RESULTS}
 
 
+def continued(job: Job, signal: str) -> None:
+    """The job was stopped by `signal`, saved, and went on where it was when it was started again."""
+    text = job.text()
+    assert text.count(f"main.py: stopped by {signal}") == 1, text
+    assert text.count(STARTED) == 2
+    assert text.count("after task 1/5") == 1
+
+
 @pytest.fixture(scope="module")
 def whole(cluster) -> dict:
     """What `sbatch train.sh` finds on two nodes when nothing disturbs it."""
@@ -136,13 +144,12 @@ def test_train_sh_requeued(cluster, whole):
     cluster.run("scontrol", "requeue", job.number)
     assert job.ends() == "COMPLETED", job.text()
     assert job.state()["Restarts"] == "1"
-    assert job.text().count(STARTED) == 2
-    assert job.text().count("after task 1/5") == 1, "it continued"
+    continued(job, "SIGTERM")
     assert results(cluster.folder / "requeued") == whole
 
 
-@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
-def test_train_sh_out_of_time(launcher, cluster, whole, monkeypatch):
+@pytest.mark.parametrize(("launcher", "signal"), [("srun", "SIGUSR1"), ("torchrun", "SIGTERM")])
+def test_train_sh_out_of_time(launcher, signal, cluster, whole, monkeypatch):
     """Warned as by Slurm before the time is over, the job requeues itself."""
     monkeypatch.setitem(cluster.env, "LAUNCHER", launcher)
     folder = cluster.folder / f"out_of_time_{launcher}"
@@ -150,8 +157,7 @@ def test_train_sh_out_of_time(launcher, cluster, whole, monkeypatch):
     cluster.run("scancel", "--batch", "--signal=USR1", job.number)
     assert job.ends() == "COMPLETED", job.text()
     assert "the time is over; requeueing" in job.text()
-    assert job.text().count(STARTED) == 2
-    assert job.text().count("after task 1/5") == 1, "it continued"
+    continued(job, signal)
     assert results(folder) == whole
 
 
@@ -176,20 +182,22 @@ def test_submitit_requeued(cluster, whole):
     cluster.run("scontrol", "requeue", job.number)
     assert job.ends() == "COMPLETED", job.text()
     assert job.state()["Restarts"] == "1"
-    assert job.text().count(STARTED) == 2
-    assert job.text().count("after task 1/5") == 1, "it continued"
+    continued(job, "SIGTERM")
     assert results(cluster.folder / "submitit") == whole
 
 
-def test_submitit_out_of_time(cluster, whole):
-    """submitit's signal, which Slurm sends before the time is over: `checkpoint()`, and the job requeues itself."""
-    job = cluster.submitit(*DEMO, "--output_dir", cluster.folder / "signalled").reaches(IN_THE_MIDDLE)
-    cluster.run("scancel", "--signal=USR2", job.number)
+@pytest.mark.parametrize("signals", [("USR2",), ("TERM", "USR2")], ids=["out of time", "preempted"])
+def test_submitit_requeues_itself(signals, cluster, whole):
+    """At submitit's signal, alone before the time is over, behind SIGTERM where a job is preempted: `checkpoint()`."""
+    folder = cluster.folder / "_".join(signals)
+    job = cluster.submitit(*DEMO, "--output_dir", folder).reaches(IN_THE_MIDDLE)
+    for signal in signals:
+        cluster.run("scancel", f"--signal={signal}", job.number)
     assert job.ends() == "COMPLETED", job.text()
     assert "Calling checkpoint method" in job.text()
     assert job.state()["Restarts"] == "1"
-    assert job.text().count("after task 1/5") == 1, "it continued"
-    assert results(cluster.folder / "signalled") == whole
+    continued(job, f"SIG{signals[-1]}" if len(signals) == 1 else "SIG")
+    assert results(folder) == whole
 
 
 def test_submitit_fails(cluster):
