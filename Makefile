@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMOS := demo_l2p demo_finetune demo_linear
 
-.PHONY: demo test test-slurm lint clean
+.PHONY: demo test test-long test-slurm lint clean
 
 demo: .venv/.installed
 	@for experiment in $(DEMOS); do $(BIN)/python main.py $$experiment --overwrite || exit $$?; done
@@ -11,6 +11,10 @@ demo: .venv/.installed
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Kills the demo at twenty random moments and prints where each landed.
+test-long: .venv/.installed-dev
+	$(BIN)/python -m pytest -n 0 -m long tests/long
 
 # Needs Debian's slurm-wlm and munge, or the same from elsewhere; without sbatch its tests are skipped.
 test-slurm: .venv/.installed-dev
