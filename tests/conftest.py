@@ -1,5 +1,25 @@
 """The tests' models are tiny: one thread each is faster than two that wait for each other, also on a busy machine."""
 
 import os
+from pathlib import Path
+
+import pytest
+from fixtures import TINY, run_program, write_npz
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the programs that tests start
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory) -> list[object]:
+    """A run of three tasks, with 36 images and nine steps in each of two epochs."""
+    data = write_npz(tmp_path_factory.mktemp("data") / "data.npz", classes=6, train_per_class=18)
+    return ["cifar100_l2p", "--data-path", data, *TINY, "--batch-size", 4, "--num-tasks", 3, "--epochs", 2,
+            "--print-freq", 1, "--eval-per-image", "always"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(short_run, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = run_program(*short_run, "--output_dir", folder)
+    assert done.returncode == 0, done.stderr
+    return folder

@@ -17,6 +17,7 @@ from fixtures import ROOT
 from utils import load_checkpoint
 
 PLACES = ("training", "evaluation", "writing a checkpoint")
+TASKS = 3  # of the runs that are short
 
 
 class Run:

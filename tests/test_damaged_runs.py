@@ -1,0 +1,112 @@
+"""Damaged checkpoints, full disks, folders in use, other data: noticed, said, and nothing lost."""
+
+import json
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fixtures import ROOT, run_program, write_npz
+from killing import TASKS, Run, assert_same_results
+
+
+@pytest.fixture(scope="module")
+def stopped_once(short_run, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    run = Run(folder, *short_run)
+    assert run.wait_for(r"task 2/3 epoch 2/2 step 4/9")
+    run.send(signal.SIGTERM)
+    assert run.end() == 143
+    return folder
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path) -> Path:
+    return shutil.copytree(stopped_once, tmp_path / "run")
+
+
+@pytest.mark.parametrize("damage", ["torn", "flipped", "empty", "gone"])
+def test_a_damaged_last_checkpoint_is_noticed_and_the_one_before_it_used(damage, stopped, short_run, undisturbed):
+    last = stopped / "checkpoint" / "last.pth"
+    content = bytearray(last.read_bytes())
+    if damage == "gone":
+        last.unlink()
+    else:
+        content[len(content) // 2] ^= 0xFF
+        last.write_bytes({"torn": content[:len(content) // 2], "flipped": content, "empty": b""}[damage])
+    again = Run(stopped, *short_run, "--resume")
+    assert again.end() == 0, again.text()
+    assert "main.py: warning:" in again.text()
+    assert "previous.pth, which was saved before it" in again.text()
+    assert_same_results(undisturbed, stopped, TASKS)
+
+
+def test_both_checkpoints_damaged(stopped, short_run):
+    for name in ("last", "previous"):
+        (stopped / "checkpoint" / f"{name}.pth").write_bytes(b"")
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    done = run_program(*short_run, "--output_dir", stopped, "--resume")
+    assert done.returncode == 2
+    assert "previous.pth" in done.stderr
+    assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_good(stopped, short_run, undisturbed):
+    """The kernel refuses to let files grow beyond a size, as it does on a full disk: here while last.pth is written."""
+    last = stopped / "checkpoint" / "last.pth"
+    before, limit = last.read_bytes(), len(last.read_bytes()) // 2
+    limited = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), *map(str, short_run), "--output_dir", str(stopped), "--resume"],
+        cwd=ROOT, capture_output=True, text=True, timeout=200,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    assert limited.returncode == 1, limited.stderr
+    assert "what was saved before is still good" in limited.stderr
+    assert "Traceback" not in limited.stderr
+    assert last.read_bytes() == before
+    again = Run(stopped, *short_run, "--resume")
+    assert again.end() == 0, again.text()
+    assert_same_results(undisturbed, stopped, TASKS)
+
+
+def test_two_runs_cannot_share_a_folder(short_run, tmp_path):
+    run = Run(tmp_path / "run", *short_run)
+    assert run.wait_for(" step ")
+    run.send(signal.SIGSTOP)  # so that it does not end meanwhile
+    for mode in ("--resume", "--overwrite"):
+        other = run_program(*short_run, "--output_dir", tmp_path / "run", mode)
+        assert other.returncode == 2, other.stdout
+        assert "is in use by another run (process " in other.stderr
+    run.kill()
+    done = run_program(*short_run, "--output_dir", tmp_path / "run", "--resume")
+    assert done.returncode == 0, "a dead holder holds nothing"
+
+
+def test_other_images_under_the_same_name_are_refused(stopped, short_run, tmp_path):
+    swapped = np.tile([1, 0, 2, 3, 4, 5], 18)
+    other = write_npz(tmp_path / "data.npz", classes=6, train_per_class=18, y_train=swapped)
+    changed = [other if word == short_run[2] else word for word in short_run]
+    done = run_program(*changed, "--output_dir", stopped, "--resume")
+    assert done.returncode == 2
+    assert "--resume: the images are not those that the run began with" in done.stderr
+
+
+@pytest.mark.parametrize(("change", "named"), [
+    (["--lr", 0.5], "--lr 0.5"), (["--batch-size", 6], "--batch_size 6"), (["--precision", "bf16"], "--precision bf16"),
+    (["--compile"], "--compile True"), (["--seed", 1, "--epochs", 3], "--epochs 3")])
+def test_options_that_change_the_run_are_refused(change, named, stopped, short_run):
+    done = run_program(*short_run, *change, "--output_dir", stopped, "--resume")
+    assert done.returncode == 2
+    assert named in done.stderr
+
+
+def test_the_summary_names_no_interruption(stopped, short_run, undisturbed):
+    """What a reader of the results sees is the same run."""
+    again = Run(stopped, *short_run, "--resume")
+    assert again.end() == 0
+    one, other = (json.loads((folder / "summary.json").read_text())["config"] for folder in (undisturbed, stopped))
+    assert {k: v for k, v in one.items() if k not in ("command", "options")} == {
+        k: v for k, v in other.items() if k not in ("command", "options")}
