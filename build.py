@@ -15,6 +15,7 @@ from distributed import Processes, processes_from_environment
 from engine import Recipe
 from errors import InputError
 from models import PromptedViT, model_normalisation
+from utils import keep_freed_memory
 
 
 def choose_device(name: str, processes: Processes) -> torch.device:
@@ -37,7 +38,9 @@ def choose_device(name: str, processes: Processes) -> torch.device:
             raise InputError(f"--device {name} would put {here} processes on one GPU: use --device cuda.")
         device = torch.device("cuda", own if device.index is None else device.index)
         torch.cuda.set_device(device)
-    elif device.type != "cpu":
+    elif device.type == "cpu":
+        keep_freed_memory()
+    else:
         raise InputError(f"--device {name}: use auto, cpu, cuda or cuda:N.")
     return device
 

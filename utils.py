@@ -1,10 +1,12 @@
 """The process group, randomness and checkpoints: what every part of the program stands on."""
 
+import ctypes
 import hashlib
 import io
 import os
 import pickle
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -100,6 +102,19 @@ def main_process_first(processes: Processes) -> Iterator[None]:
     finally:
         if processes.world_size > 1 and processes.is_main:
             dist.barrier()
+
+
+# ---- memory ----
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory that tensors on the CPU gave back, for the next ones.
+
+    glibc returns blocks above 32 MB to the kernel at once, and gets, and zeroes, the same pages again in every block of
+    every step: up to a fifth of the time of a ViT-B/16 at batch 16. Other C libraries are left as they are.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 # ---- files ----

@@ -4,8 +4,8 @@
     python -m benchmarks.speed --table         # writes the tables in benchmarks/README.md anew from the records
 
 Each way is a process of its own, with the same images and model sizes and random weights, and they take turns batch by
-batch, so that whatever else the machine does hits all alike. Medians; ratios are of medians. One record per hardware,
-model and batch size: benchmarks/speed_*.json. `--whole_run` also times ten tasks of 5,000 random images with all
+batch, so that whatever else the machine does hits all alike. Medians over the turns, of rates and of each turn's ratio.
+One record per hardware, model and batch size: benchmarks/speed_*.json. `--whole_run` also times ten tasks of 5,000 random images with all
 evaluations, and the start of the program. Nothing is downloaded.
 """
 
@@ -69,7 +69,7 @@ def naive_work(way: str, options: SimpleNamespace, device: torch.device) -> dict
 
 def our_work(way: str, options: SimpleNamespace, device: torch.device) -> dict[str, Any]:
     """The same steps by the program's own parts, built as main.py builds them for this command line."""
-    from build import build_batches, build_recipe, choose_precision
+    from build import build_batches, build_recipe, choose_device, choose_precision
     from configs.base import parse
     from continual_datasets import Images
     from distributed import Processes
@@ -82,6 +82,7 @@ def our_work(way: str, options: SimpleNamespace, device: torch.device) -> dict[s
              "--batch_size", str(options.batch_size), "--device", str(device), "--input_size", str(options.input_size),
              *WAYS[way]]
     o = parse(words).options
+    choose_device(o["device"], Processes())
     model = build_model(o, 10 * CLASSES).to(device)
     if choose_precision(o["precision"], device) == "bf16":
         model.use_bfloat16()
@@ -228,9 +229,10 @@ def table(records: list[dict[str, Any]]) -> str:
         for way, found in ways.items():
             cells = []
             for kind in KINDS:
-                rates, naive = found["rates"][kind], statistics.median(base["rates"][kind])
+                rates = found["rates"][kind]
+                ratios = [ours / naive for ours, naive in zip(rates, base["rates"][kind], strict=True)]
                 cells += [f"{statistics.median(rates):.3g} ({min(rates):.3g}–{max(rates):.3g})",
-                          f"{statistics.median(rates) / naive:.2f}"]
+                          f"{statistics.median(ratios):.2f}"]
             memory = found["memory"]["training"]
             text.append(f"| {way} | {' | '.join(cells)} | {'' if memory is None else f'{memory / 1e9:.2f} GB'} | "
                         f"{found['checkpoint_bytes'] / 1e6:.2f} MB |")
