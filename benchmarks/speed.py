@@ -5,8 +5,8 @@
 
 Each way is a process of its own, with the same images and model sizes and random weights, and they take turns batch by
 batch, so that whatever else the machine does hits all alike. Medians over the turns, of rates and of each turn's ratio.
-One record per hardware, model and batch size: benchmarks/speed_*.json. `--whole_run` also times ten tasks of 5,000 random images with all
-evaluations, and the start of the program. Nothing is downloaded.
+One record per hardware, model and batch size: benchmarks/speed_*.json. `--whole_run` also times ten tasks of 5,000
+random images with all evaluations. Nothing is downloaded.
 """
 
 import argparse
