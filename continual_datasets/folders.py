@@ -117,7 +117,9 @@ def _locate(data_path: str, download: bool, names: tuple[str, ...], layout: str,
 
 
 def _part(root: Path, names: tuple[str, ...]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
+    """The folder of training or test images: one with folders in it, for a class may be called `train`, too."""
+    found = (root / name for name in names if (root / name).is_dir())
+    return next((part for part in found if any(path.is_dir() for path in part.iterdir())), None)
 
 
 def _files_by_class(data_path: str, folder: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:

@@ -29,6 +29,8 @@ def read_cifar100(data_path: str, download: bool = False, seed: int = 0) -> Data
     """CIFAR-100 from torchvision's files in `data_path`, or from an .npz."""
     if data_path.endswith(".npz"):
         return read_npz(data_path)
+    if Path(data_path).is_file():
+        raise InputError(f"--data_path {data_path} is neither a folder nor an .npz file.")
     return published.read(data_path, download, of=published.CIFAR100)
 
 

@@ -52,7 +52,7 @@ def read(data_path: str, download: bool, seed: int = 0, *, of: Published) -> Dat
 
     root = Path(os.path.expanduser(data_path))
     if root.exists() and not root.is_dir():
-        raise InputError(f"--data_path {data_path} is neither a folder nor an .npz file.")
+        raise InputError(f"--data_path {data_path} is no folder; give the one that holds {of.layout}.")
     reader = getattr(torchvision.datasets, of.class_name)
     sources = list(of.sources(reader, root))
     _obtain(data_path, download, of, sources)
@@ -88,7 +88,7 @@ def _obtain(data_path: str, download: bool, of: Published, sources: list[Source]
     """Unpack what is there, fetch what is not."""
     from torchvision.datasets.utils import check_integrity
 
-    wanted = [source for source in sources if not all(path.is_file() or path.is_dir() for path in source.gives)]
+    wanted = [source for source in sources if not all(path.exists() for path in source.gives)]
     absent = [source for source in wanted if not check_integrity(str(source.path), source.md5)]
     folder = sources[0].gives[0].parent
     if absent and not download:

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from fixtures import ROOT, TINY, run_program, write_cifar100
+from published import class_folders, write_files
 from safetensors.torch import save_file
 
 from utils import load_checkpoint
@@ -24,6 +25,14 @@ def cifar100(tmp_path_factory) -> Path:
     """A folder with CIFAR-100's own files, one training and one test image of each class."""
     root = tmp_path_factory.mktemp("local_datasets")
     write_cifar100(root, train_per_class=1, test_per_class=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """A folder of 20 folders with photos of one class each."""
+    root = tmp_path_factory.mktemp("photos")
+    write_files(root, class_folders([f"thing {number:02d}" for number in range(20)], 5, (48, 64), "JPEG"))
     return root
 
 
@@ -44,10 +53,11 @@ def test_the_readme_has_commands():
 
 
 @pytest.mark.parametrize("block", readme_commands(), ids=lambda block: block[0][:60])
-def test_readme_commands(block, cifar100, tmp_path):
+def test_readme_commands(block, cifar100, photos, tmp_path):
     """Each line as it stands, but for the folder of the data, the place of main.py, and a model that is quick."""
     for line in block:
         words = [str(cifar100) if re.fullmatch(r"\.?/local_datasets/?", word) else word for word in shlex.split(line)]
+        words = [str(photos) if word == "./photos" else word for word in words]
         words = [str(ROOT / "main.py") if word == "main.py" else word for word in words]
         if words[0] == "torchrun":
             words[0:1] = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -65,6 +65,14 @@ def test_folders_inside_classes_and_names_in_any_script(tmp_path):
     assert found == ["Bär/2.png", "Bär/2024/été/1.PNG", "犬/1.png", "犬/2.png"]
 
 
+def test_a_class_may_be_called_train(tmp_path):
+    write_files(tmp_path, class_folders(["plane", "test", "train"], 2))
+    assert read(tmp_path).class_names == ("plane", "test", "train")
+    write_files(tmp_path / "parts" / "train", class_folders(["plane", "train"], 2))
+    write_files(tmp_path / "parts" / "test", class_folders(["plane", "train"], 2))
+    assert read(tmp_path / "parts").class_names == ("plane", "train")
+
+
 def test_files_that_are_no_images_are_counted_and_hidden_ones_are_not(tmp_path):
     write_files(tmp_path, class_folders(CLASSES, 2) | {
         "ant/IMG_1.HEIC": b"", "ant/notes.txt": b"", "bee/.DS_Store": b"", "__MACOSX/bee/._1.png": b"",

@@ -37,7 +37,7 @@ from utils import Processes, load_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")
 
-# {data}, {other} and {weights} stand for files of the `Lab`.
+# {data}, {other}, {weights} and {order} stand for files of the `Lab`.
 BASE = ("cifar100_l2p", "--data_path", "{data}", "--num_tasks", "2", "--epochs", "1", "--batch_size", "4",
         "--num_workers", "0", "--model", "glyph_vit_tiny", "--no-pretrained", "--input_size", "32",
         "--eval_per_image", "never", "--device", "cpu")
@@ -119,10 +119,11 @@ class Lab:
     def __init__(self, folder: Path):
         self.folder = folder
         self.files = {"data": folder / "data.npz", "other": folder / "other.npz",
-                      "weights": folder / "weights.safetensors"}
+                      "weights": folder / "weights.safetensors", "order": folder / "order.txt"}
         write_npz(self.files["data"], train_per_class=4, test_per_class=2)
         write_npz(self.files["other"], train_per_class=5, test_per_class=2)
         save_file(timm_weights("glyph_vit_tiny"), self.files["weights"])
+        self.files["order"].write_text("3\n1\n2\n0\n")
         self.known: dict[tuple, dict[str, Any]] = {}
 
     def words(self, *words: str) -> tuple[str, ...]:
@@ -213,6 +214,7 @@ PROBES: dict[str, Probe] = {
     "dataset": Probe(("Split-Glyphs",), ("shapes", "first loss"), ("backbone",),
                      (*BASE, "--subsample", "1", "--subsample_test", "1")),
     "shuffle": Probe(("true",), ("first loss", "later loss", "evaluation"), ("steps", "backbone")),
+    "class_order": Probe(("seed:5", "{order}"), ("first loss", "later loss", "evaluation"), ("steps", "backbone")),
     "subsample": Probe(("2",), ("steps", "first loss"), ("backbone", "lr")),
     "subsample_test": Probe(("1",), ("evaluation",), ("first loss", "later loss", "learned")),
     "scale": Probe(("0.5 1",), ("first loss", "learned"), ("steps",)),
@@ -220,6 +222,7 @@ PROBES: dict[str, Probe] = {
     "hflip": Probe(("0",), ("first loss", "learned"), ("steps",)),
     # continual learning
     "num_tasks": Probe(("4",), ("steps", "first loss", "evaluation"), ("backbone",)),
+    "classes_per_task": Probe(("3",), ("steps", "first loss", "evaluation"), ("backbone",)),
     "train_mask": Probe(("false",), ("first loss", "later loss", "learned"), ("steps", "lr")),
     "task_inc": Probe(("true",), ("evaluation",), ("first loss", "later loss", "learned")),
     # prompts

@@ -1,0 +1,155 @@
+"""From data sets to tasks: uneven ones, class orders, several data sets, and what depends on files is written down."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fixtures import write_npz
+from published import class_folders, write_files
+
+from continual_datasets import Images, build_scenario
+from continual_datasets.class_orders import read_class_order
+from continual_datasets.readers import CATALOGUE, FIVE_DATASETS, names_of
+from continual_datasets.scenario import Dataset, class_order, one_task_each, split_by_class
+from errors import InputError
+
+
+def dataset(classes: int, size: int = 4, name: str = "name") -> Dataset:
+    def images(per_class: int) -> Images:
+        labels = np.tile(np.arange(classes), per_class)
+        return Images(np.zeros((len(labels), size, size, 3), np.uint8), labels)
+
+    return Dataset(images(3), images(2), tuple(f"{name} {c}" for c in range(classes)), (f"note of {name}",))
+
+
+def build(data_path, dataset: str = "Split-NPZ", **changed):
+    options = {"download": False, "num_tasks": None, "shuffle": False, "seed": 0, "subsample": None,
+               "subsample_test": None}
+    return build_scenario(dataset, str(data_path), **options | changed)
+
+
+# ---- uneven tasks ----
+@pytest.mark.parametrize(("classes", "per_task", "sizes"), [
+    (101, 10, [10] * 10 + [1]), (47, 5, [5] * 9 + [2]), (6, 4, [4, 2]), (6, 6, [6]), (6, 1, [1] * 6)])
+def test_classes_per_task_with_a_smaller_last_task(classes, per_task, sizes):
+    order = class_order(classes, shuffle=True, seed=1)
+    scenario = split_by_class(dataset(classes), None, order, per_task)
+    assert [len(task.classes) for task in scenario.tasks] == sizes
+    assert [c for task in scenario.tasks for c in task.classes] == order
+    assert sum(scenario.class_mask(t).int() for t in range(len(sizes))).tolist() == [1] * classes
+    assert scenario.tasks[-1].train.labels_N.tolist() == sorted(scenario.tasks[-1].classes) * 3
+    assert split_by_class(dataset(classes), len(sizes), order, per_task).tasks[-1].classes == scenario.tasks[-1].classes
+
+
+def test_without_either_there_are_ten_tasks():
+    assert len(split_by_class(dataset(20), None, list(range(20))).tasks) == 10
+
+
+@pytest.mark.parametrize(("classes", "num_tasks", "per_task", "message"), [
+    (47, None, None, "--num_tasks 10 does not divide 47 classes equally; one of 1, 47 would, or give --classes_per"),
+    (47, 10, 4, "--classes_per_task 4 makes 12 tasks of 47 classes, not --num_tasks 10: give one of the two"),
+    (4, None, 5, "--classes_per_task 5 is more than the 4 classes there are"),
+])
+def test_classes_that_cannot_be_shared_out_so(classes, num_tasks, per_task, message):
+    with pytest.raises(InputError, match=message):
+        split_by_class(dataset(classes), num_tasks, list(range(classes)), per_task)
+
+
+# ---- class orders ----
+NAMES = ("ant", "bee", "cat", "2", "ox")
+
+
+def order_of(text: str | None, shuffle: bool = False, seed: int = 7) -> list[int]:
+    return read_class_order(text, NAMES, shuffle, seed)
+
+
+def test_orders_by_seed():
+    assert order_of(None) == [0, 1, 2, 3, 4]
+    assert order_of("seed") == order_of(None, shuffle=True) == class_order(5, shuffle=True, seed=7)
+    assert order_of("seed:3") == class_order(5, shuffle=True, seed=3) == order_of("seed:3", seed=8)
+    assert order_of("seed:3") != order_of("seed:4")
+
+
+def test_an_order_from_a_file_by_name_or_number(tmp_path):
+    (tmp_path / "order.txt").write_text("ox\n\n 2 \ncat\n1\n0\n")
+    assert order_of(str(tmp_path / "order.txt")) == [4, 3, 2, 1, 0]  # "2" is a name here, so it means that class
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("ant\nbee\ncatt\n2\nox\n", "line 3, 'catt', is no class of the data; did you mean cat?"),
+    ("ant\nbee\ncat\n2\n9\n", "line 5, '9', is no class of the data and no number from 0 to 4"),
+    ("ant\nbee\ncat\n2\n", "must name each of the 5 classes once, but ox is missing"),
+    ("ant\nbee\ncat\n2\nox\nbee\n", "must name each of the 5 classes once, but bee is there 2 times"),
+    ("", "but ant, bee, cat, 2, ox are missing"),
+])
+def test_files_that_are_no_order(text, message, tmp_path):
+    (tmp_path / "order.txt").write_text(text)
+    with pytest.raises(InputError) as caught:
+        order_of(str(tmp_path / "order.txt"))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["nowhere.txt", "seed:x", "seed:-1", "seed:"])
+def test_what_is_neither_a_file_nor_a_seed(text):
+    with pytest.raises(InputError, match=r"^--class_order .* cannot be read as a text file; give a file .* or seed:N"):
+        order_of(text)
+
+
+def test_bytes_are_no_text(tmp_path):
+    (tmp_path / "order.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot be read as a text file"):
+        order_of(str(tmp_path / "order.txt"))
+
+
+def test_the_order_shares_out_the_classes(tmp_path):
+    path = write_npz(tmp_path / "data.npz", classes=5, class_names=np.array(NAMES))
+    (tmp_path / "order.txt").write_text("\n".join(["ox", "ant", "2", "bee", "cat"]))
+    scenario = build(path, class_order=str(tmp_path / "order.txt"), classes_per_task=2)
+    assert [task.classes for task in scenario.tasks] == [(4, 0), (3, 1), (2,)]
+    assert scenario.class_names == NAMES
+    assert scenario.record == {"class_order": ["ox", "ant", "2", "bee", "cat"]}
+    assert build(path, class_order="seed:1", classes_per_task=2).record == {}, "an option tells it"
+
+
+# ---- several data sets ----
+def test_one_task_each_offsets_labels_and_leaves_sizes():
+    scenario = one_task_each([dataset(3, 8, "a"), dataset(2, 6, "b"), dataset(3, 8, "c")], ["A", "B", "C"])
+    assert [task.classes for task in scenario.tasks] == [(0, 1, 2), (3, 4), (5, 6, 7)]
+    assert [task.index for task in scenario.tasks] == [0, 1, 2]
+    assert scenario.class_names == ("A: a 0", "A: a 1", "A: a 2", "B: b 0", "B: b 1", "C: c 0", "C: c 1", "C: c 2")
+    assert scenario.notes == ("note of a", "note of b", "note of c")
+    for task in scenario.tasks:
+        assert set(task.train.labels_N) == set(task.test.labels_N) == set(task.classes)
+    assert [task.train.pixels_NHWC.shape[1] for task in scenario.tasks] == [8, 6, 8]
+    assert torch.equal(scenario.class_mask(1), torch.tensor([0, 0, 0, 1, 1, 0, 0, 0]).bool())
+
+
+def test_names_in_a_list():
+    assert names_of("5-datasets") == names_of(FIVE_DATASETS) == [
+        "Split-SVHN", "Split-MNIST", "Split-CIFAR10", "Split-NotMNIST", "Split-FashionMNIST"]
+    assert names_of("MNIST, Split-SVHN") == ["Split-MNIST", "Split-SVHN"]
+    assert names_of("Split-Folder") == ["Split-Folder"]
+    assert all(names_of(name) == [name] for name in CATALOGUE)
+    for text in ("Split-MNISTT", "MNIST,SVHM", "MNIST,", "MNIST"):
+        with pytest.raises(InputError, match=r"^unknown --dataset .*There are Split-CIFAR100, .*, 5-datasets, and li"):
+            names_of(text)
+
+
+def test_options_of_one_data_set_do_not_go_with_several(tmp_path):
+    (tmp_path / "x").mkdir()
+    assert len(build(tmp_path, "Glyphs,Glyphs", num_tasks=2, subsample=2, subsample_test=1).tasks) == 2
+    for option, value in (("num_tasks", 3), ("shuffle", True), ("class_order", "seed"), ("classes_per_task", 2)):
+        with pytest.raises(InputError, match=f"one task for each data set, 2 in all: leave --{option}"):
+            build(tmp_path, "Glyphs,Glyphs", **{option: value})
+
+
+# ---- the record ----
+def test_what_a_split_drew_is_in_the_record(tmp_path):
+    write_files(tmp_path / "data", class_folders(["ant", "bee"], 5))
+    record = build(tmp_path / "data", "Split-Folder", num_tasks=2, seed=4).record
+    assert record["splits"]["Split-Folder"]["seed"] == 4
+    assert len(record["splits"]["Split-Folder"]["train"]) == 8
+    assert json.loads(json.dumps(record)) == record
+    assert build(write_npz(Path(tmp_path / "data.npz")), num_tasks=2).record == {}
