@@ -273,6 +273,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--steps_per_turn", type=int, default=1, help="steps between two waits for the device")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--reports", nargs="*", choices=list(WAYS), help="ways that also report on themselves; all")
     parser.add_argument("--whole_run", action="store_true")
     parser.add_argument("--records", type=Path, default=HERE, help="folder of the records and of their README.md")
     parser.add_argument("--table", action="store_true", help="only write the tables from the records")
@@ -291,10 +292,11 @@ def measure(options: SimpleNamespace) -> None:
     from records import environment_record, without_folders
 
     ours = [way for way in options.ways if WAYS[way] is not None]
+    reports = ours if options.reports is None else options.reports
     record = {"model": options.model, "batch_size": options.batch_size, "device": options.device,
               "input_size": options.input_size,
               "turns": options.turns, "steps_per_turn": options.steps_per_turn, "ways": compare(options),
-              "own_reports": {way: own_report(options, way) for way in ours},
+              "own_reports": {way: own_report(options, way) for way in reports},
               "startup_seconds": startup_seconds(options)}
     if options.whole_run:
         record["whole_runs"] = {way: whole_run(options, way) for way in ours}
