@@ -12,9 +12,9 @@ demo: .venv/.installed
 test: lint
 	$(BIN)/python -m pytest
 
-# Kills the demo at twenty random moments and prints where each landed.
+# The demo killed at twenty random moments, printing where each landed; and more cases of what `test` tries once.
 test-long: .venv/.installed-dev
-	$(BIN)/python -m pytest -n 0 -m long tests/long
+	$(BIN)/python -m pytest -n 0 -m long
 
 # Needs Debian's slurm-wlm and munge, or the same from elsewhere; without sbatch its tests are skipped.
 test-slurm: .venv/.installed-dev

@@ -3,3 +3,7 @@
 
 class InputError(Exception):
     """Bad input: its text is one clear sentence naming the option and the fix. `main.py` prints it and exits with 2."""
+
+
+class DamagedFileError(InputError):
+    """Bad input that one process alone found in its share of the data, and must tell of, whichever process it is."""

@@ -15,7 +15,7 @@ from configs import experiment_names, load_experiment
 from configs.base import OPTIONS, Command, build_parser, check_saved, default_options, parse
 from configs.checks import check
 from distributed import Processes, processes_from_environment, speaks_for_its_machine
-from errors import InputError
+from errors import DamagedFileError, InputError
 
 
 def main(argv: Sequence[str] | None = None, stop_signals: Sequence[int] = ()) -> int:
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None, stop_signals: Sequence[int] = ()) ->
             return 0
         return run(parse(argv), stop_signals)
     except InputError as error:
-        if speaks_for_its_machine():
+        if speaks_for_its_machine() or isinstance(error, DamagedFileError):
             print(f"main.py: error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a closed pipe, a folder that went away

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from continual_datasets.images import ImageFiles
 from continual_datasets.transforms import EvalTransform, TrainTransform
-from errors import InputError
+from errors import DamagedFileError, InputError
 
 PIECE = 16  # images that one worker makes at a time: all workers join in the first batch, which the model waits for
 PIECES_AHEAD = 4  # of each worker
@@ -125,5 +125,5 @@ def _as_it_is(made: Tensor | str) -> Tensor | str:
 
 def _raised(made: Tensor | str) -> Tensor:
     if isinstance(made, str):
-        raise InputError(made)
+        raise DamagedFileError(made)
     return made

@@ -29,7 +29,8 @@ def stopped(stopped_once, tmp_path) -> Path:
     return shutil.copytree(stopped_once, tmp_path / "run")
 
 
-@pytest.mark.parametrize("damage", ["torn", "flipped", "empty", "gone"])
+@pytest.mark.parametrize("damage", ["torn", "gone", *(
+    pytest.param(damage, marks=pytest.mark.long) for damage in ("flipped", "empty"))])
 def test_a_damaged_last_checkpoint_is_noticed_and_the_one_before_it_used(damage, stopped, short_run, undisturbed):
     last = stopped / "checkpoint" / "last.pth"
     content = bytearray(last.read_bytes())

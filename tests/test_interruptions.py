@@ -10,7 +10,8 @@ from killing import PLACES, TASKS, Run, assert_same_results, kill_at, log, numbe
 
 
 # ---- signals ----
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [
+    signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.long)])
 def test_a_signal_stops_after_the_step_and_nothing_is_computed_twice(number, short_run, undisturbed, tmp_path):
     run = Run(tmp_path / "run", *short_run)
     assert run.wait_for(r"task 2/3 epoch 1/2 step 3/9")
@@ -29,8 +30,9 @@ def test_a_signal_stops_after_the_step_and_nothing_is_computed_twice(number, sho
 
 
 @pytest.mark.parametrize("changes", [
-    ["--drop", 0.2], ["--sched", "plateau", "--warmup-epochs", 0], ["--no-reinit-optimizer", "--num-workers", 2],
-    ["--freeze", "patch_embed", "--opt", "sgd"]], ids=lambda changes: changes[0])
+    ["--drop", 0.2], *(pytest.param(changes, marks=pytest.mark.long) for changes in (
+        ["--sched", "plateau", "--warmup-epochs", 0], ["--no-reinit-optimizer", "--num-workers", 2],
+        ["--freeze", "patch_embed", "--opt", "sgd"]))], ids=lambda changes: changes[0])
 def test_whatever_has_a_state_goes_on_where_it_was(changes, short_run, tmp_path):
     whole = run_program(*short_run, *changes, "--output_dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr

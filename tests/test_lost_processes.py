@@ -46,7 +46,7 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(short_run, undis
     assert_same_results(undisturbed_pair, tmp_path / "run", TASKS)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_the_others_end_when_one_process_is_killed(rank, short_run, undisturbed_pair, tmp_path):
     """Without a launcher that would stop them: each process of its own."""
     meeting = tmp_path / "meeting"
