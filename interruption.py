@@ -35,14 +35,11 @@ class StopRequest:
         self.received = 0
         """Number of the signal that this process had; 0 until then."""
         self._previous: dict[int, object] = {}
-        self._group: dist.ProcessGroup | None = None
         self._message: tuple[torch.Tensor, dist.Work] | None = None
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # Python takes signals there only
             self._previous = {number: signal.signal(number, self._remember) for number in self.signals}
-        if self.world_size > 1:
-            self._group = dist.new_group(backend="gloo")  # messages of the CPU: reading them waits for no GPU
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -65,6 +62,6 @@ class StopRequest:
             told, work = self._message
             work.wait()
             heard = int(told)
-        told = torch.tensor(max(self.received, heard))
-        self._message = (told, dist.all_reduce(told, dist.ReduceOp.MAX, group=self._group, async_op=True))
+        told = torch.tensor(max(self.received, heard))  # on the CPU: reading it waits for no GPU
+        self._message = (told, dist.all_reduce(told, dist.ReduceOp.MAX, async_op=True))
         return heard

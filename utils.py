@@ -52,8 +52,11 @@ def init_distributed(processes: Processes, device: torch.device, dist_url: str =
         for name, value in slurm_meeting_place().items():
             os.environ.setdefault(name, value)
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=dist_url, timeout=timeout,
-                                rank=processes.rank, world_size=processes.world_size)
+        store, rank, world_size = next(dist.rendezvous(dist_url, processes.rank, processes.world_size, timeout=timeout))
+        # Keys of their own for every start: torchrun may keep a store over restarts, with dead processes' addresses.
+        store = dist.PrefixStore(f"start_{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", store=store,
+                                timeout=timeout, rank=rank, world_size=world_size)
     except (ValueError, RuntimeError) as error:
         place = " ".join(f"{name}={os.environ[name]}" for name in ("MASTER_ADDR", "MASTER_PORT") if name in os.environ)
         raise InputError(f"--dist_url {dist_url}{f' ({place})' if place and dist_url == 'env://' else ''}: the "
