@@ -19,7 +19,7 @@ from utils import keep_freed_memory
 
 
 def choose_device(name: str, processes: Processes) -> torch.device:
-    """The torch device of this process. Raises InputError for a device that is not there."""
+    """The torch device of this process, made ready for it. Raises InputError for a device that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from interruption import STOP_SIGNALS, Interrupted, StopRequest
+from interruption import Interrupted, StopRequest
 from metrics import AccuracyMatrix
 from utils import Processes, random_seed, sum_over_processes
 
@@ -157,7 +157,7 @@ class Continual:
         learner.train()
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, hits, images
         if self.processes.is_main:  # as one process of several adds only its own
-            sums += torch.tensor(run.sums, dtype=torch.float64)
+            sums += torch.tensor(run.sums, dtype=torch.float64, device=self.device)
         losses: list[Tensor] = []
         lr = optimizer.param_groups[0]["lr"]
         for batch in self.batches.training(data, task, epoch, first_step=run.step):
@@ -239,8 +239,7 @@ class Continual:
         if self.recipe.task_inc:
             outside_K = ~self.scenario.class_mask(task).to(self.device)
         model.eval()
-        # loss, hits, hits among 5, images; and whether to stop, which all processes learn together
-        sums = torch.zeros(5, dtype=torch.float64, device=self.device)
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)  # loss, hits, hits among 5, images
         pool_size = getattr(model.prompt, "pool_size", 0)
         chosen_M = torch.zeros(pool_size, dtype=torch.long, device=self.device)
         test = self.scenario.tasks[task].test
@@ -252,16 +251,14 @@ class Continual:
             output = model(batch.images_BCHW, query_BD=query_BD, per_image=per_image)
             logits_BK = _masked(output.logits_BK, outside_K)
             top5 = logits_BK.topk(min(5, logits_BK.shape[1])).indices == batch.labels_B[:, None]
-            sums[:4] += torch.stack([F.cross_entropy(logits_BK, batch.labels_B, reduction="sum"), top5[:, 0].sum(),
-                                     top5.sum(), top5.new_full((), len(top5), dtype=torch.long)])
+            sums += torch.stack([F.cross_entropy(logits_BK, batch.labels_B, reduction="sum"), top5[:, 0].sum(),
+                                 top5.sum(), top5.new_full((), len(top5), dtype=torch.long)])
             if output.selected_BN is not None:
                 selected = output.selected_BN.flatten()
                 chosen_M.scatter_add_(0, selected, torch.ones_like(selected))
-        if self.stop.received:
-            sums[4] = 1
-        loss, hits1, hits5, images, stopped = sum_over_processes(sums).tolist()
-        if stopped:  # nothing to save: the evaluation is made anew
-            raise Interrupted(self.stop.received or STOP_SIGNALS[0])
+        if stop := self.stop.agreed_now():  # nothing to save: the evaluation is made anew
+            raise Interrupted(stop)
+        loss, hits1, hits5, images = sum_over_processes(sums).tolist()
         chosen = sum_over_processes(chosen_M).cpu() if pool_size else None
         return 100 * hits1 / images, 100 * hits5 / images, loss / images, chosen
 

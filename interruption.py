@@ -65,3 +65,11 @@ class StopRequest:
         told = torch.tensor(max(self.received, heard))  # on the CPU: reading it waits for no GPU
         self._message = (told, dist.all_reduce(told, dist.ReduceOp.MAX, async_op=True))
         return heard
+
+    def agreed_now(self) -> int:
+        """The same, waiting for the others' answer: for where processes have unlike numbers of batches."""
+        if self.world_size == 1:
+            return self.received
+        told = torch.tensor(self.received)
+        dist.all_reduce(told, dist.ReduceOp.MAX)
+        return int(told)

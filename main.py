@@ -199,10 +199,10 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
         if processes.is_main and trains:
             outputs.write_scenario(options["output_dir"], scenario.record)
 
-        with StopRequest(processes.world_size, {*STOP_SIGNALS, *stop_signals}) as stop:
-            continual = Continual(model, scenario, build_batches(options, model, device, processes), recipe, processes,
-                                  reporter, device, QueryCache(), stop)
-            return carry_out(continual, options, folder, config, resume_from)
+        stop = StopRequest(processes.world_size, {*STOP_SIGNALS, *stop_signals})
+        continual = Continual(model, scenario, build_batches(options, model, device, processes), recipe, processes,
+                              reporter, device, QueryCache(), stop)
+        return carry_out(continual, options, folder, config, resume_from)
 
 
 def carry_out(continual, options: dict[str, Any], folder: Path, config: dict[str, Any], resume_from) -> int:
@@ -223,13 +223,14 @@ def carry_out(continual, options: dict[str, Any], folder: Path, config: dict[str
         if options["speed_test_only"]:
             return 0
     try:
-        if options["eval"]:
-            run = RunState(AccuracyMatrix(num_tasks), AccuracyMatrix(num_tasks))
-            for task, content in enumerate(outputs.load_task_checkpoints(folder, num_tasks, config)):
-                continual.model.load_learned_state(content["model"])
-                continual.evaluate_till_now(task, run)
-        else:
-            run = continual.run(resume_from)
+        with continual.stop:
+            if options["eval"]:
+                run = RunState(AccuracyMatrix(num_tasks), AccuracyMatrix(num_tasks))
+                for task, content in enumerate(outputs.load_task_checkpoints(folder, num_tasks, config)):
+                    continual.model.load_learned_state(content["model"])
+                    continual.evaluate_till_now(task, run)
+            else:
+                run = continual.run(resume_from)
     except NonFiniteLossError as error:
         reporter.say(f"main.py: error: {error}")
         return 1

@@ -182,6 +182,8 @@ def load_last_checkpoint(folder: Path, config: dict[str, Any]) -> tuple[dict[str
     if content["made_by"]["data_sha256"] != config["data_sha256"]:
         raise InputError("--resume: the images are not those that the run began with (their checksum differs); give "
                          "the same --data_path, or begin anew in another --output_dir.")
+    if warning:  # else the next save would keep the damaged file in the place of the good one
+        write_atomically(paths[0], paths[1].read_bytes())
     return content, warning
 
 
@@ -232,7 +234,7 @@ class SpeedReporter(Silent):
             _write_json(self.folder / "speed.json", found | {"config": self.config})
 
 
-class Reporter(Silent):
+class Reporter(SpeedReporter):
     """Prints, and writes the files of a run.
 
     Args:
@@ -246,8 +248,8 @@ class Reporter(Silent):
 
     def __init__(self, output_dir: str, *, num_tasks: int, epochs: int, config: dict[str, Any], top_k: int = 0,
                  keep_log: int | None = None, evaluation: bool = False, stream: TextIO | None = None):
-        self.folder = Path(output_dir) if output_dir else None
-        self.num_tasks, self.epochs, self.config, self.top_k = num_tasks, epochs, config, top_k
+        super().__init__(output_dir, config)
+        self.num_tasks, self.epochs, self.top_k = num_tasks, epochs, top_k
         self.evaluation = evaluation
         self.stream = stream or sys.stdout
         self._bar = None
@@ -314,16 +316,12 @@ class Reporter(Silent):
 
     def save(self, name: str, content: dict[str, Any]) -> None:
         if self.folder:
-            made_by = self.config["model"] | {name: self.config[name] for name in ("world_size", "data_sha256")}
+            made_by = self.config["model"] | {key: self.config[key] for key in ("world_size", "data_sha256")}
             folder = self.folder / "checkpoint"
             if name == "last":
                 content = content | {"log_bytes": (self.folder / "log.jsonl").stat().st_size}
             save_checkpoint(folder / f"{name}.pth", content | {"made_by": made_by},
                             keep_as=folder / "previous.pth" if name == "last" else None)
-
-    def speed(self, found: dict[str, Any]) -> None:
-        if self.folder:
-            _write_json(self.folder / "speed.json", found | {"config": self.config})
 
     # ---- the end of a run ----
     def finish(self, run: RunState) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def flops_per_image(run: Callable[[Tensor], Any], images_BCHW: Tensor) -> float:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP per second of the fastest of several square matrix products, in the precision that the run has set."""
+    """FLOP per second of a large matrix product, the fastest of several, in the precision that the run has set."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
 

@@ -36,7 +36,7 @@ def random_generator(seed: int, *position: int | str) -> torch.Generator:
 # ---- processes ----
 def init_distributed(processes: Processes, device: torch.device, dist_url: str = "env://",
                      timeout: timedelta = timedelta(minutes=30)) -> None:
-    """Join the process group: NCCL on CUDA, gloo on CPU. Nothing is done for a single process.
+    """Join the process group: NCCL for tensors on CUDA, gloo for those on the CPU. A single process does nothing.
 
     Args:
         dist_url: where the processes meet. `env://` is MASTER_ADDR and MASTER_PORT, which torchrun sets; in a Slurm
@@ -111,8 +111,8 @@ def main_process_first(processes: Processes) -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Let the C library keep the memory that tensors on the CPU gave back, for the next ones.
 
-    glibc returns blocks above 32 MB to the kernel at once, and gets, and zeroes, the same pages again in every block of
-    every step: up to a fifth of the time of a ViT-B/16 at batch 16. Other C libraries are left as they are.
+    glibc returns blocks above 32 MB to the kernel at once, and every block of every step gets, and zeroes, the same
+    pages again: at batch 16 the larger tensors of a ViT-B/16 are of that size. Other C libraries stay as they are.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h

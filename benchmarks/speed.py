@@ -219,8 +219,8 @@ def table(records: list[dict[str, Any]]) -> str:
     for record in records:
         ways = record["ways"]
         base = ways["naive, fp32"]
-        text += [f"### {record['model']}, batch {record['batch_size']}, {record['hardware']['device']}"
-                 f"{'' if record['device'] != 'cpu' else f', {record_threads(record)} threads'}", "",
+        threads = f", {record['hardware']['threads']} threads" if record["device"] == "cpu" else ""
+        text += [f"### {record['model']}, batch {record['batch_size']}, {record['hardware']['device']}{threads}", "",
                  f"torch {record['versions']['torch']}, timm {record['versions']['timm']}, commit "
                  f"{(record['commit'] or 'unknown')[:7]}; medians of {record['turns']} turns, slowest to fastest in "
                  "brackets.", "",
@@ -249,10 +249,6 @@ def table(records: list[dict[str, Any]]) -> str:
                         f"{run['train_seconds'] + run['eval_seconds']:.0f} s after the start.")
         text.append("")
     return "\n".join(text)
-
-
-def record_threads(record: dict[str, Any]) -> int:
-    return record["hardware"]["threads"]
 
 
 def write_tables(folder: Path) -> None:

@@ -41,7 +41,7 @@ def check(options: dict[str, Any]) -> list[str]:
                 raise InputError(f"--{mode} needs the run in --output_dir, which is empty.")
     modes = [f"--{mode}" for mode in ("eval", "resume", "overwrite", "speed_test_only") if o[mode]]
     if o["eval"] and o["speed_test"]:
-        modes = ["--eval", "--speed_test"]
+        modes.append("--speed_test")
     if len(modes) > 1:
         raise InputError(f"{' and '.join(modes)} exclude each other: give one of them.")
     if o["sched"] != "constant" and o["warmup_epochs"] >= o["epochs"]:

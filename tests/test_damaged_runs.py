@@ -13,6 +13,8 @@ import pytest
 from fixtures import ROOT, run_program, write_npz
 from killing import TASKS, Run, assert_same_results
 
+from utils import load_checkpoint
+
 
 @pytest.fixture(scope="module")
 def stopped_once(short_run, tmp_path_factory) -> Path:
@@ -44,6 +46,18 @@ def test_a_damaged_last_checkpoint_is_noticed_and_the_one_before_it_used(damage,
     assert "main.py: warning:" in again.text()
     assert "previous.pth, which was saved before it" in again.text()
     assert_same_results(undisturbed, stopped, TASKS)
+
+
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(stopped, short_run):
+    """A run that went on from previous.pth and is killed at once still has a good checkpoint in both places."""
+    good = (stopped / "checkpoint" / "previous.pth").read_bytes()
+    (stopped / "checkpoint" / "last.pth").write_bytes(b"")
+    run = Run(stopped, *short_run, "--resume")
+    assert run.wait_for(" step ")
+    run.kill()
+    for name in ("last", "previous"):
+        load_checkpoint(stopped / "checkpoint" / f"{name}.pth")
+    assert (stopped / "checkpoint" / "previous.pth").read_bytes() == good
 
 
 def test_both_checkpoints_damaged(stopped, short_run):
