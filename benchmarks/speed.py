@@ -71,7 +71,7 @@ def our_work(way: str, options: SimpleNamespace, device: torch.device) -> dict[s
     """The same steps by the program's own parts, built as main.py builds them for this command line."""
     from build import build_batches, build_recipe, choose_device, choose_precision
     from configs.base import parse
-    from continual_datasets import Images
+    from continual_datasets import images_in_memory
     from distributed import Processes
     from engine import train_step
     from models import QueryCache, build_model
@@ -90,7 +90,7 @@ def our_work(way: str, options: SimpleNamespace, device: torch.device) -> dict[s
         model.compile(o["batch_size"])
     batches, recipe, cache = build_batches(o, model, device, Processes()), build_recipe(o), QueryCache()
     optimizer = recipe.make_optimizer(model.trained_parameters())
-    images = Images(*random_images(CLASSES * PER_CLASS, CLASSES))
+    images = images_in_memory(*random_images(CLASSES * PER_CLASS, CLASSES))
     outside_K = torch.arange(10 * CLASSES, device=device) >= CLASSES
     training = again_and_again(lambda number: batches.training(images, 0, number))
     testing = again_and_again(lambda number: batches.evaluation(images), most=WARM_UP)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from continual_datasets.batches import Batch, Batches
 from continual_datasets.class_orders import read_class_order
-from continual_datasets.images import ImageFiles, Images, LabelledImages
+from continual_datasets.images import LabelledImages, images_in_files, images_in_memory
 from continual_datasets.readers import CATALOGUE, names_of
 from continual_datasets.scenario import (
     Dataset,
@@ -18,7 +18,8 @@ from continual_datasets.scenario import (
 )
 from errors import InputError
 
-__all__ = ["Batch", "Batches", "ImageFiles", "Images", "LabelledImages", "Scenario", "Task", "build_scenario"]
+__all__ = ["Batch", "Batches", "LabelledImages", "Scenario", "Task", "build_scenario", "images_in_files",
+           "images_in_memory"]
 
 
 def build_scenario(dataset: str, data_path: str, *, download: bool, num_tasks: int | None, shuffle: bool, seed: int,

@@ -1,6 +1,7 @@
 """Batches on the device: which images, in which order, cut how. Every draw is a function of its position in the run.
 
-Shapes: B images in a batch, N in a task, U uniform numbers that an image's augmentation takes.
+Shapes: B images in a batch, N in a task, I in an epoch, M in a process's part of it, S in a data set; U uniform numbers
+that an image's augmentation takes.
 """
 
 import queue
@@ -14,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from continual_datasets.images import ImageFiles, Images, LabelledImages
+from continual_datasets.images import LabelledImages, Pixels
 from continual_datasets.large_images import Decoder
 from continual_datasets.transforms import EvalTransform, TrainTransform
 from utils import random_generator
@@ -52,90 +53,121 @@ class Batches:
         self.batch_size, self.seed, self.device = batch_size, seed, device
         self.rank, self.world_size = rank, world_size
         self.prefetch, self.pin_memory = prefetch, pin_memory and device.type == "cuda"
+        self._on_gpu: dict[int, tuple[Pixels, Tensor]] = {}
 
-    def steps_per_epoch(self, images: LabelledImages) -> int:
-        return -(-len(images) // (self.batch_size * self.world_size))
+    @property
+    def global_batch_size(self) -> int:
+        """Images of one training step, over all processes."""
+        return self.batch_size * self.world_size
 
-    def training(self, images: LabelledImages, task: int, epoch: int, augment: bool = True,
-                 first_step: int = 0) -> Iterator[Batch]:
+    def images_per_epoch(self, images: LabelledImages, steps: int | None = None) -> int:
+        return len(images) if steps is None else steps * self.global_batch_size
+
+    def steps_per_epoch(self, images: LabelledImages, steps: int | None = None) -> int:
+        return -(-self.images_per_epoch(images, steps) // self.global_batch_size)
+
+    def training(self, images: LabelledImages, task: int, epoch: int, augment: bool = True, first_step: int = 0,
+                 steps: int | None = None) -> Iterator[Batch]:
         """One epoch in an order drawn by (seed, task, epoch), each image cut by a draw of its own, from a step on.
 
         The global batch is shared out in consecutive runs, so what is trained on does not depend on the number of
         processes. With fewer images than processes in the last batch, a process without any repeats one at weight 0.
+
+        Args:
+            steps: so many whole batches instead of each image once; where there are too few images, they come again
+                in another order, cut otherwise.
         """
-        n = len(images)
-        order_N = torch.randperm(n, generator=random_generator(self.seed, "order", task, epoch))
-        draws_NU = torch.rand(n, self.train_transform.num_uniforms,
-                              generator=random_generator(self.seed, "augmentation", task, epoch))
-        if isinstance(images, ImageFiles):
-            yield from self._training_from_files(images, order_N, draws_NU if augment else None, first_step)
-            return
-        pixels_NHWC, labels_N = self._on_device(images)
-        order_N, draws_NU = self._copy(order_N), self._copy(draws_NU)  # once: a step waits for no copy
-
-        def prepare(step: int) -> Batch:
-            index_B, share = self._share_of_step(order_N, step)
-            pixels_BHWC = pixels_NHWC[index_B]
-            cut = self.train_transform(pixels_BHWC, draws_NU[index_B]) if augment else self.eval_transform(pixels_BHWC)
-            return Batch(cut, labels_N[index_B], step, share)
-
-        yield from self._ahead(prepare, range(first_step, self.steps_per_epoch(images)))
+        order_I, draws_IU = self._drawn(len(images), self.images_per_epoch(images, steps), (task, epoch))
+        shares = [self._share_of_step(order_I, step)
+                  for step in range(first_step, self.steps_per_epoch(images, steps))]
+        places = [place_B for place_B, _ in shares]
+        cut = self._cut(images, [order_I[place_B] for place_B in places],
+                        [draws_IU[place_B] for place_B in places] if augment else None)
+        for step, ((_, share), (images_BCHW, labels_B)) in enumerate(zip(shares, cut, strict=True), start=first_step):
+            yield Batch(images_BCHW, labels_B, step, share)
 
     def evaluation(self, images: LabelledImages) -> Iterator[Batch]:
         """The test images in file order. Whole batches go round the processes, so a batch's vote is the same for any
         number of them and each image is seen once."""
-        if isinstance(images, ImageFiles):
-            yield from self._evaluation_from_files(images)
-            return
-        pixels_NHWC, labels_N = self._on_device(images)
+        indices = range(self.rank, -(-len(images) // self.batch_size), self.world_size)
+        everywhere_N = torch.arange(len(images))
+        cut = self._cut(images, [everywhere_N[i * self.batch_size:(i + 1) * self.batch_size] for i in indices], None)
+        for index, (images_BCHW, labels_B) in zip(indices, cut, strict=True):
+            yield Batch(images_BCHW, labels_B, index)
 
-        def prepare(index: int) -> Batch:
-            here = slice(index * self.batch_size, (index + 1) * self.batch_size)
-            return Batch(self.eval_transform(pixels_NHWC[here]), labels_N[here], index)
+    def _drawn(self, n: int, count: int, position: tuple[int | str, ...]) -> tuple[Tensor, Tensor]:
+        """`count` positions among n images, each image once before any comes again; and [count, U] draws."""
+        order, draws = [], []
+        for again in range(-(-count // n)):
+            place = position if again == 0 else (*position, again)
+            order_N = torch.randperm(n, generator=random_generator(self.seed, "order", *place))
+            draws_NU = torch.rand(n, self.train_transform.num_uniforms,
+                                  generator=random_generator(self.seed, "augmentation", *place))
+            order.append(order_N)
+            draws.append(draws_NU[order_N])
+        return torch.cat(order)[:count], torch.cat(draws)[:count]
 
-        yield from self._ahead(prepare, self._evaluation_batches(images))
-
-    def _share_of_step(self, order_N: Tensor, step: int) -> tuple[Tensor, float]:
-        """Positions of this process's images in one step of an epoch, at least one, and `Batch.share`."""
-        whole = order_N[step * self.batch_size * self.world_size:(step + 1) * self.batch_size * self.world_size]
+    def _share_of_step(self, order_I: Tensor, step: int) -> tuple[Tensor, float]:
+        """Which of an epoch's images this process has in one step, at least one, and `Batch.share`."""
+        first = step * self.global_batch_size
+        whole = torch.arange(first, min(first + self.global_batch_size, len(order_I)))
         mine_B = whole.tensor_split(self.world_size)[self.rank]
         return (mine_B if len(mine_B) else whole[:1]), len(mine_B) * self.world_size / len(whole)
 
-    def _evaluation_batches(self, images: LabelledImages) -> range:
-        return range(self.rank, -(-len(images) // self.batch_size), self.world_size)
+    # ---- positions to pixels ----
+    def _cut(self, images: LabelledImages, positions: list[Tensor],
+             draws: list[Tensor] | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each of `positions` (int64 [B], on the CPU) its images [B, 3, S, S] and labels [B], on the device.
 
-    # ---- images in files ----
-    def _training_from_files(self, images: ImageFiles, order_N: Tensor, draws_NU: Tensor | None,
-                             first_step: int) -> Iterator[Batch]:
-        steps = [self._share_of_step(order_N, step) for step in range(first_step, self.steps_per_epoch(images))]
-        positions = [index_B for index_B, _ in steps]
-        transform = self.eval_transform if draws_NU is None else self.train_transform
-        made = self._decoder.batches(images, positions, draws_NU)
-        for step, ((index_B, share), pieces) in enumerate(zip(steps, made, strict=True), start=first_step):
-            yield Batch(transform.normalised(self._joined(pieces)), self._labels(images, index_B), step, share)
+        Cut for training by `draws` (float32 [B, U] for each), or for evaluation without.
+        """
+        if not positions:
+            return
+        sizes = [len(index_B) for index_B in positions]
+        index_M = torch.cat(positions)
+        labels = self._copy(torch.from_numpy(images.labels_N)[index_M]).split(sizes)
+        pixels = (self._from_files if images.in_files else self._from_memory)(images, index_M, sizes, draws)
+        yield from zip(pixels, labels, strict=True)
 
-    def _evaluation_from_files(self, images: ImageFiles) -> Iterator[Batch]:
-        indices = self._evaluation_batches(images)
-        positions = [torch.arange(len(images))[i * self.batch_size:(i + 1) * self.batch_size] for i in indices]
-        made = self._decoder.batches(images, positions, None)
-        for index, index_B, pieces in zip(indices, positions, made, strict=True):
-            yield Batch(self.eval_transform.normalised(self._joined(pieces)), self._labels(images, index_B), index)
+    def _from_files(self, images: LabelledImages, index_M: Tensor, sizes: list[int],
+                    draws: list[Tensor] | None) -> Iterator[Tensor]:
+        transform = self.eval_transform if draws is None else self.train_transform
+        for pieces in self._decoder.batches(images, index_M.split(sizes), draws):
+            yield transform.normalised(torch.cat([p.to(self.device, non_blocking=True) for p in pieces]).float())
 
     @cached_property
     def _decoder(self) -> Decoder:
         return Decoder(self.train_transform, self.eval_transform, self.prefetch, self.pin_memory)
 
-    def _joined(self, pieces: list[Tensor]) -> Tensor:
-        return torch.cat([piece.to(self.device, non_blocking=True) for piece in pieces]).float()
+    def _from_memory(self, images: LabelledImages, index_M: Tensor, sizes: list[int],
+                     draws: list[Tensor] | None) -> Iterator[Tensor]:
+        store_SHWC = self._resident(images.store)
+        place_M = torch.from_numpy(images.positions_N)[index_M]
+        if store_SHWC.device.type == self.device.type:
+            place_M = self._copy(place_M)  # once: a step waits for no copy
+        places = place_M.split(sizes)
+        draws = None if draws is None else self._copy(torch.cat(draws)).split(sizes)
 
-    def _labels(self, images: ImageFiles, index_B: Tensor) -> Tensor:
-        return self._copy(torch.from_numpy(images.labels_N[index_B.numpy()]))
+        def prepare(number: int) -> Tensor:
+            pixels_BHWC = self._copy(store_SHWC[places[number]])
+            return (self.eval_transform(pixels_BHWC) if draws is None
+                    else self.train_transform(pixels_BHWC, draws[number]))
 
-    # ---- images in memory ----
-    def _on_device(self, images: Images) -> tuple[Tensor, Tensor]:
-        return self._copy(torch.from_numpy(images.pixels_NHWC)), self._copy(torch.from_numpy(images.labels_N))
+        yield from self._ahead(prepare, range(len(sizes)))
+
+    def _resident(self, store: Pixels) -> Tensor:
+        """The pixels of a whole data set: on the GPU from their first use on, if they leave most of it free."""
+        pixels_SHWC = torch.from_numpy(store.pixels_SHWC)
+        if self.device.type == "cuda" and id(store) not in self._on_gpu:
+            room = torch.cuda.get_device_properties(self.device).total_memory // 8
+            fits = sum(kept.nbytes for _, kept in self._on_gpu.values()) + pixels_SHWC.nbytes <= room
+            # The store is kept, too: another one at its address must not be taken for it.
+            self._on_gpu[id(store)] = store, pixels_SHWC.to(self.device) if fits else pixels_SHWC
+        return self._on_gpu[id(store)][1] if self.device.type == "cuda" else pixels_SHWC
 
     def _copy(self, tensor: Tensor) -> Tensor:
+        if tensor.device.type == self.device.type:
+            return tensor
         return (tensor.pin_memory() if self.pin_memory else tensor).to(self.device, non_blocking=True)
 
     def _ahead(self, prepare: Callable[[int], T], positions: range) -> Iterator[T]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from continual_datasets.archives import archive_of, is_archive, unpacked
-from continual_datasets.images import ImageFiles, Images
+from continual_datasets.images import LabelledImages, images_in_files, images_in_memory
 from continual_datasets.large_images import read_picture
 from continual_datasets.scenario import Dataset, Sessions
 from errors import InputError
@@ -185,11 +185,11 @@ def _drawn(seed: int, file: str) -> bytes:
 
 
 # ---- names to images ----
-def _image_files(root: Path, names: list[str], labels: list[int]) -> ImageFiles:
-    return ImageFiles(str(root), np.array(names, dtype=str), np.array(labels, dtype=np.int64))
+def _image_files(root: Path, names: list[str], labels: list[int]) -> LabelledImages:
+    return images_in_files(str(root), np.array(names, dtype=str), np.array(labels, dtype=np.int64))
 
 
-def _in_memory(images: ImageFiles) -> tuple[Images, list[str]]:
+def _in_memory(images: LabelledImages) -> tuple[LabelledImages, list[str]]:
     """Small images of one size, decoded once; and the names of those that cannot be."""
     pixels, labels, bad = [], [], []
     for path, label in zip(images.paths(np.arange(len(images))), images.labels_N, strict=True):
@@ -199,5 +199,5 @@ def _in_memory(images: ImageFiles) -> tuple[Images, list[str]]:
         except InputError:
             bad.append(path)
     if len({picture.shape for picture in pixels}) != 1:
-        raise InputError(f"--data_path: the images in {images.root} are not of one size, or none can be read.")
-    return Images(np.stack(pixels), np.array(labels, dtype=np.int64)), bad
+        raise InputError(f"--data_path: the images in {images.store.root} are not of one size, or none can be read.")
+    return images_in_memory(np.stack(pixels), np.array(labels, dtype=np.int64)), bad

@@ -6,8 +6,9 @@ workers there are changes nothing but the time. Shapes as in `batches`.
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from continual_datasets.images import ImageFiles
+from continual_datasets.images import LabelledImages
 from continual_datasets.transforms import EvalTransform, TrainTransform
 from errors import DamagedFileError, InputError
 
@@ -53,17 +54,21 @@ class Decoder:
         self._num_workers, self._pin_memory = num_workers, pin_memory
         self._idle: list[DataLoader] = []  # their processes live on: to start them takes as long as a small epoch
 
-    def batches(self, images: ImageFiles, positions: list[Tensor], draws_NU: Tensor | None) -> Iterator[list[Tensor]]:
+    def batches(self, images: LabelledImages, positions: Sequence[Tensor],
+                draws: Sequence[Tensor] | None) -> Iterator[list[Tensor]]:
         """For each of `positions` (int64 `[B]`, a batch) its pixels, in pieces that are to be joined: uint8
-        `[<= PIECE, 3, S, S]` on the CPU. Cut for training by the rows of `draws_NU`, or for evaluation without.
+        `[<= PIECE, 3, S, S]` on the CPU. Cut for training by `draws` (`[B, U]` for each batch), or for evaluation.
 
         Raises:
             InputError: a file cannot be read; the text names it.
         """
         loader = self._idle.pop() if self._idle else self._start()
+        cuts = [None] * len(positions) if draws is None else draws
         loader.sampler.orders = (
-            (images.paths(piece_B.numpy()), None if draws_NU is None else draws_NU[piece_B].numpy())
-            for index_B in positions for piece_B in index_B.split(PIECE))
+            (images.paths(piece_B.numpy()), None if piece_BU is None else piece_BU.numpy())
+            for index_B, draws_BU in zip(positions, cuts, strict=True)
+            for piece_B, piece_BU in zip(index_B.split(PIECE), repeat(None) if draws_BU is None
+                                         else draws_BU.split(PIECE), strict=False))
         try:
             with _any_number_of_workers():
                 made = iter(loader)

@@ -15,7 +15,7 @@ import numpy as np
 import continual_datasets.torchvision_sets as published
 from continual_datasets.folders import read_core50, read_folder, read_notmnist
 from continual_datasets.glyphs import DEMO_CLASSES, glyph_images
-from continual_datasets.images import Images
+from continual_datasets.images import LabelledImages, images_in_memory
 from continual_datasets.scenario import Dataset, Sessions
 from errors import InputError
 
@@ -131,11 +131,12 @@ def names_of(dataset: str) -> list[str]:
     return names
 
 
-def _images(pixels: np.ndarray, labels) -> Images:
-    return Images(np.ascontiguousarray(pixels), np.asarray(labels, dtype=np.int64))
+def _images(pixels: np.ndarray, labels) -> LabelledImages:
+    return images_in_memory(np.ascontiguousarray(pixels), np.asarray(labels, dtype=np.int64))
 
 
-def _checked(data_path: str, part: str, pixels: np.ndarray, labels: np.ndarray, num_classes: int | None) -> Images:
+def _checked(data_path: str, part: str, pixels: np.ndarray, labels: np.ndarray,
+             num_classes: int | None) -> LabelledImages:
     where = f"--data_path {data_path}: "
     if pixels.dtype != np.uint8:
         raise InputError(f"{where}x_{part} is {pixels.dtype}; pixels must be uint8 from 0 to 255.")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from continual_datasets.archives import unpack_into
-from continual_datasets.images import ImageFiles, Images, LabelledImages
+from continual_datasets.images import LabelledImages, images_in_files, images_in_memory
 from continual_datasets.scenario import Dataset
 from errors import InputError
 
@@ -73,14 +73,14 @@ def _images(root: Path, data: Any) -> LabelledImages:
     """What a torchvision data set holds: pixels under one of the names it uses, or paths."""
     if hasattr(data, "_image_files"):
         names = [Path(path).relative_to(root).as_posix() for path in data._image_files]
-        return ImageFiles(str(root), np.array(names), np.array(data._labels, dtype=np.int64))
+        return images_in_files(str(root), np.array(names), np.array(data._labels, dtype=np.int64))
     pixels = np.asarray(data.data)
     if pixels.ndim == 3:  # grey
         pixels = pixels[..., None].repeat(3, axis=-1)
     elif pixels.shape[-1] != 3:  # SVHN's come with the colours first
         pixels = pixels.transpose(0, 2, 3, 1)
     labels = data.targets if hasattr(data, "targets") else data.labels
-    return Images(np.ascontiguousarray(pixels), np.asarray(labels, dtype=np.int64))
+    return images_in_memory(np.ascontiguousarray(pixels), np.asarray(labels, dtype=np.int64))
 
 
 # ---- files ----

@@ -18,7 +18,7 @@ import pytest
 import torch
 from fixtures import ROOT, write_cifar100, write_npz
 
-from continual_datasets import Batches, Images, build_scenario
+from continual_datasets import Batches, LabelledImages, build_scenario, images_in_memory
 from continual_datasets.batches import prefetched
 from continual_datasets.readers import CATALOGUE, read_npz
 from continual_datasets.scenario import Dataset, class_order, split_by_class
@@ -35,13 +35,13 @@ def scenario_of(data_path, dataset: str = "Split-CIFAR100", **changed):
 
 
 # ---- scenarios ----
-def numbered(labels) -> Images:
+def numbered(labels) -> LabelledImages:
     """Images of one pixel, which holds the image's number in its file."""
     labels = np.asarray(labels, np.int64)
-    return Images(np.arange(len(labels), dtype=np.uint8)[:, None, None, None].repeat(3, -1), labels)
+    return images_in_memory(np.arange(len(labels), dtype=np.uint8)[:, None, None, None].repeat(3, -1), labels)
 
 
-def numbers(images: Images) -> list[int]:
+def numbers(images: LabelledImages) -> list[int]:
     return images.pixels_NHWC[:, 0, 0, 0].tolist()
 
 
@@ -391,10 +391,10 @@ def test_glyphs_need_no_files_and_their_test_images_are_not_training_images(tmp_
 
 
 # ---- batches ----
-def images(count: int) -> Images:
+def images(count: int) -> LabelledImages:
     """Images of noise, each with a label of its own, so that a batch's labels say which images it holds."""
     pixels = np.random.default_rng(count).integers(0, 256, (count, 12, 12, 3), dtype=np.uint8)
-    return Images(pixels, np.arange(count))
+    return images_in_memory(pixels, np.arange(count))
 
 
 def make_batches(batch_size: int = 4, seed: int = 3, rank: int = 0, world_size: int = 1, prefetch: int = 0) -> Batches:
@@ -455,7 +455,7 @@ def test_every_epoch_task_and_seed_augments_anew():
 
 
 def test_each_image_has_a_draw_of_its_own():
-    same = Images(np.broadcast_to(images(1).pixels_NHWC, (16, 12, 12, 3)).copy(), np.arange(16))
+    same = images_in_memory(np.broadcast_to(images(1).pixels_NHWC, (16, 12, 12, 3)).copy(), np.arange(16))
     (batch,) = make_batches(batch_size=16).training(same, 0, 0)
     assert len({pixels.numpy().tobytes() for pixels in batch.images_BCHW}) >= 14
 
@@ -549,7 +549,7 @@ def test_errors_of_the_thread_are_raised_where_batches_are_taken():
     assert [next(ahead), next(ahead)] == [1, 2]
     with pytest.raises(ZeroDivisionError, match="the third one"):
         next(ahead)
-    grey = Images(np.zeros((9, 12, 12, 1), np.uint8), np.arange(9))
+    grey = images_in_memory(np.zeros((9, 12, 12, 1), np.uint8), np.arange(9))
     with pytest.raises(ValueError, match="expected uint8 images"):
         list(make_batches(prefetch=2).training(grey, 0, 0))
 

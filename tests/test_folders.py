@@ -151,7 +151,7 @@ def test_imagenet_r_as_published(where, tmp_path):
     data = read(path, "Split-ImageNet-R", seed=3)
     assert data.class_names == tuple(WNIDS)
     assert (len(data.train), len(data.test)) == (12, 3)
-    assert Path(data.train.root) == tmp_path / "imagenet-r"
+    assert Path(data.train.store.root) == tmp_path / "imagenet-r"
     assert data.split["seed"] == 3
     if "archive" in where:
         assert (tmp_path / "imagenet-r.tar").read_bytes() == before

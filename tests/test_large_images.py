@@ -10,7 +10,7 @@ import torch
 from fixtures import write_npz
 from PIL import Image
 
-from continual_datasets import Batches, ImageFiles, Images
+from continual_datasets import Batches, LabelledImages, images_in_files, images_in_memory
 from continual_datasets.large_images import PIECE
 from continual_datasets.readers import read_npz
 from continual_datasets.transforms import EvalTransform, TrainTransform
@@ -20,24 +20,24 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @pytest.fixture(scope="module")
-def memory(tmp_path_factory) -> Images:
+def memory(tmp_path_factory) -> LabelledImages:
     """42 images of 32 × 32 pixels: three pieces of a batch, the last one short."""
     path = write_npz(tmp_path_factory.mktemp("data") / "data.npz", classes=6, train_per_class=7)
     return read_npz(str(path)).train
 
 
 @pytest.fixture(scope="module")
-def files(memory, tmp_path_factory) -> ImageFiles:
+def files(memory, tmp_path_factory) -> LabelledImages:
     return save(memory.pixels_NHWC, memory.labels_N, tmp_path_factory.mktemp("files"))
 
 
-def save(pictures, labels, folder: Path) -> ImageFiles:
+def save(pictures, labels, folder: Path) -> LabelledImages:
     """Each image a PNG in the folder of its class."""
     names = [f"class {label}/{number:03d}.png" for number, label in enumerate(labels)]
     for name, pixels_HWC in zip(names, pictures, strict=True):
         (folder / name).parent.mkdir(exist_ok=True)
         Image.fromarray(pixels_HWC).save(folder / name)
-    return ImageFiles(str(folder), np.array(names), np.asarray(labels, np.int64))
+    return images_in_files(str(folder), np.array(names), np.asarray(labels, np.int64))
 
 
 def make(batch_size: int = 20, rank: int = 0, world_size: int = 1, workers: int = 0, size: int = 48) -> Batches:
@@ -108,7 +108,7 @@ def test_grey_palette_and_transparent_pictures_become_rgb(tmp_path):
     Image.fromarray(np.dstack([grey] * 3 + [np.full_like(grey, 9)])).save(tmp_path / "transparent.png")
     Image.fromarray(grey).convert("CMYK").save(tmp_path / "print.jpg")
     names = ["grey.png", "bits.png", "palette.gif", "transparent.png", "print.jpg"]
-    (batch,) = make(size=8).evaluation(ImageFiles(str(tmp_path), np.array(names), np.arange(5)))
+    (batch,) = make(size=8).evaluation(images_in_files(str(tmp_path), np.array(names), np.arange(5)))
     assert batch.images_BCHW.shape == (5, 3, 8, 8)
     assert torch.equal(batch.images_BCHW[0], batch.images_BCHW[3])
 
@@ -206,18 +206,18 @@ def test_parts_of_files_are_parts_of_the_same_images_in_memory(files, memory):
     for part in (lambda images: images.of_classes((1, 4)), lambda images: images.first_per_class(2),
                  lambda images: images.take(np.array([3, 1])), lambda images: images.with_labels_from(10)):
         assert_equal(make().evaluation(part(files)), make().evaluation(part(memory)))
-        assert type(part(files)) is ImageFiles
+        assert part(files).store is files.store
 
 
 def test_fingerprints_tell_images_apart_and_last(files, memory, tmp_path):
-    assert memory.fingerprint == Images(memory.pixels_NHWC.copy(), memory.labels_N.copy()).fingerprint
+    assert memory.fingerprint == images_in_memory(memory.pixels_NHWC.copy(), memory.labels_N.copy()).fingerprint
     again = save(memory.pixels_NHWC, memory.labels_N, tmp_path)
     assert again.fingerprint == files.fingerprint  # wherever the folder lies
     assert int(files.fingerprint, 16) != int(memory.fingerprint, 16)
     changed = memory.pixels_NHWC.copy()
     changed[-1, -1, -1, -1] ^= 1
     (tmp_path / again.names_N[0]).write_bytes((tmp_path / again.names_N[0]).read_bytes() + b" ")
-    others = [Images(changed, memory.labels_N), memory.with_labels_from(1), memory.take(np.arange(41)),
-              Images(memory.pixels_NHWC.reshape(42, 16, 64, 3), memory.labels_N), files.with_labels_from(1),
-              files.take(np.arange(41)), ImageFiles(again.root, again.names_N, again.labels_N)]
+    others = [images_in_memory(changed, memory.labels_N), memory.with_labels_from(1), memory.take(np.arange(41)),
+              images_in_memory(memory.pixels_NHWC.reshape(42, 16, 64, 3), memory.labels_N), files.with_labels_from(1),
+              files.take(np.arange(41)), images_in_files(again.store.root, again.names_N, again.labels_N)]
     assert len({images.fingerprint for images in [memory, files, *others]}) == 9

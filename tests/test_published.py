@@ -10,7 +10,6 @@ import pytest
 import torchvision.datasets
 from fixtures import ROOT
 
-from continual_datasets import ImageFiles, Images
 from continual_datasets.large_images import read_picture
 from continual_datasets.readers import CATALOGUE
 from errors import InputError
@@ -56,7 +55,7 @@ def test_a_set_holds_what_its_files_hold(name, monkeypatch, tmp_path):
             expected, labels = written[part]
             assert images.labels_N.dtype == np.int64
             assert images.labels_N.tolist() == list(labels)
-            if isinstance(images, Images):
+            if not images.in_files:
                 np.testing.assert_array_equal(images.pixels_NHWC, expected)
                 assert images.pixels_NHWC.dtype == np.uint8
             else:
@@ -133,5 +132,5 @@ def test_large_sets_stay_in_their_files(monkeypatch, tmp_path):
     published.write_dtd(tmp_path)
     accept(monkeypatch, tmp_path)
     data = CATALOGUE["Split-DTD"](str(tmp_path), False, 0)
-    assert isinstance(data.train, ImageFiles)
-    assert data.train.root == str(tmp_path)
+    assert data.train.in_files
+    assert data.train.store.root == str(tmp_path)

@@ -9,7 +9,7 @@ import torch
 from fixtures import write_npz
 from published import class_folders, write_files
 
-from continual_datasets import Images, build_scenario
+from continual_datasets import LabelledImages, build_scenario, images_in_memory
 from continual_datasets.class_orders import read_class_order
 from continual_datasets.readers import CATALOGUE, FIVE_DATASETS, names_of
 from continual_datasets.scenario import Dataset, class_order, one_task_each, split_by_class
@@ -17,9 +17,9 @@ from errors import InputError
 
 
 def dataset(classes: int, size: int = 4, name: str = "name") -> Dataset:
-    def images(per_class: int) -> Images:
+    def images(per_class: int) -> LabelledImages:
         labels = np.tile(np.arange(classes), per_class)
-        return Images(np.zeros((len(labels), size, size, 3), np.uint8), labels)
+        return images_in_memory(np.zeros((len(labels), size, size, 3), np.uint8), labels)
 
     return Dataset(images(3), images(2), tuple(f"{name} {c}" for c in range(classes)), (f"note of {name}",))
 

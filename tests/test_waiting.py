@@ -8,7 +8,7 @@ from tiny_vits import images_for, tiny_vit
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from continual_datasets import Batches, Images
+from continual_datasets import Batches, images_in_memory
 from continual_datasets.transforms import EvalTransform, TrainTransform
 from engine import train_step
 from models.prompted_vit import PromptedViT
@@ -65,7 +65,7 @@ def parts(device: str = "cpu", **changes):
     model = PromptedViT(vit, prompt, torch.nn.Linear(vit.embed_dim, CLASSES), head_type="prompt",
                         prompt_pos_embed="none", freeze=("backbone",)).to(device)
     pixels = (images_for(vit, 24).movedim(1, -1).clamp(-1, 1) * 127 + 128).to(torch.uint8).numpy()
-    images = Images(pixels, torch.arange(24).remainder(CLASSES).numpy())
+    images = images_in_memory(pixels, torch.arange(24).remainder(CLASSES).numpy())
     batches = Batches(TrainTransform(32, (0.05, 1.0), (0.75, 1.33), 0.5, None, None), EvalTransform(32, None, None),
                       batch_size=8, seed=1, device=torch.device(device))
     return model.train(), batches, images
