@@ -9,7 +9,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler
 
-from continual_datasets import Batches, Scenario, build_scenario
+from continual_datasets import Batches, GaussianSchedule, Scenario, build_scenario
 from continual_datasets.transforms import EvalTransform, TrainTransform
 from distributed import Processes, processes_from_environment
 from engine import Recipe
@@ -65,7 +65,15 @@ def read_scenario(options: dict[str, Any], processes: Processes) -> Scenario:
         options["dataset"], options["data_path"], num_tasks=options["num_tasks"],
         download=options["download"] and processes.is_main, shuffle=options["shuffle"], seed=options["seed"],
         subsample=options["subsample"], subsample_test=options["subsample_test"],
-        classes_per_task=options["classes_per_task"], class_order=options["class_order"])
+        classes_per_task=options["classes_per_task"], class_order=options["class_order"],
+        schedule=build_schedule(options), task_inc=options["task_inc"], replay_per_class=options["replay_per_class"])
+
+
+def build_schedule(options: dict[str, Any]) -> GaussianSchedule | None:
+    if options["schedule"] == "tasks":
+        return None
+    return GaussianSchedule(options["gaussian_episodes"], options["gaussian_steps"], options["gaussian_width"],
+                            options["gaussian_eval_every"])
 
 
 def build_batches(options: dict[str, Any], model: PromptedViT | None, device: torch.device,
@@ -98,17 +106,17 @@ def build_recipe(options: dict[str, Any]) -> Recipe:
         return create_optimizer_v2([g for g in groups if g["params"]], opt=o["opt"], lr=lr, momentum=o["momentum"],
                                    weight_decay=o["weight_decay"], eps=o["opt_eps"], **more)
 
-    def make_schedule(optimizer):
+    def make_schedule(optimizer, epochs):
         if o["sched"] == "constant":  # timm's own "constant" warms up; the reference's leaves the rate alone
             return None
-        schedule, _ = create_scheduler(SimpleNamespace(**o, eval_metric="loss"), optimizer)
+        schedule, _ = create_scheduler(SimpleNamespace(**o | {"epochs": epochs}, eval_metric="loss"), optimizer)
         if o["sched"] == "plateau":
             schedule.lr_scheduler.cooldown = o["cooldown_epochs"]  # timm's factory does not pass it on
         return schedule
 
     return Recipe(epochs=o["epochs"], make_optimizer=make_optimizer, make_schedule=make_schedule,
                   clip_grad=o["clip_grad"], reinit_optimizer=o["reinit_optimizer"], train_mask=o["train_mask"],
-                  task_inc=o["task_inc"], eval_per_image=o["eval_per_image"], print_freq=o["print_freq"],
+                  eval_per_image=o["eval_per_image"], print_freq=o["print_freq"],
                   seed=o["seed"])
 
 
@@ -118,7 +126,7 @@ def check_recipe(recipe: Recipe, model: PromptedViT) -> None:
     if not parameters:
         return
     try:
-        recipe.make_schedule(recipe.make_optimizer(parameters))
+        recipe.make_schedule(recipe.make_optimizer(parameters), recipe.epochs)
     except Exception as error:  # each of timm's optimizers has its own; whatever it is, an option has to change
         raise InputError("--opt or --sched refuses these options: " + " ".join(str(error).split())) from error
 

@@ -1,6 +1,7 @@
-"""The continual loop and the training step: tasks one after another, each evaluated on everything seen so far.
+"""The continual loop and the training step: tasks one after another, evaluated on everything seen so far.
 
-Shapes: B images in a batch, K classes, M prompts in the pool.
+A task may also be a session or an episode of a stream. Where these differ, the scenario's `setting` says so; the loop
+is one. Shapes: B images in a batch, K classes, M prompts in the pool.
 """
 
 import time
@@ -28,12 +29,11 @@ class Recipe:
 
     epochs: int
     make_optimizer: Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
-    make_schedule: Callable[[torch.optim.Optimizer], Any]
-    """A timm scheduler for one task's epochs, or None for a constant rate."""
+    make_schedule: Callable[[torch.optim.Optimizer, int], Any]
+    """A timm scheduler for so many epochs, or None for a constant rate."""
     clip_grad: float | None = 1.0
     reinit_optimizer: bool = True
     train_mask: bool = True
-    task_inc: bool = False
     eval_per_image: str = "final"
     """`final`, `always` or `never`: when to evaluate the choice per image beside the batch vote."""
     print_freq: int = 10
@@ -45,7 +45,7 @@ class Reporter(Protocol):
 
     def steps(self, task: int, epoch: int, done: int, total: int, loss: float, acc1: float, lr: float) -> None: ...
     def epoch(self, task: int, epoch: int, **values: Any) -> None: ...
-    def evaluated(self, task: int, run: "RunState", prompts_TM: Tensor | None) -> None: ...
+    def evaluated(self, column: int, run: "RunState", prompts_RM: Tensor | None) -> None: ...
     def save(self, name: str, content: dict[str, Any]) -> None: ...
 
 
@@ -99,8 +99,7 @@ class Continual:
             Interrupted: a signal asked to stop; last.pth holds all that was done.
             NonFiniteLossError: the loss is not finite; last.pth is from before.
         """
-        num_tasks = len(self.scenario.tasks)
-        run = RunState(AccuracyMatrix(num_tasks), AccuracyMatrix(num_tasks))
+        run = self.nothing_found()
         optimizer = schedule = None
         trained = dict(self.model.trained_parameters())
         if resume_from is not None:
@@ -112,19 +111,35 @@ class Continual:
                 for part, state in zip(_schedule_parts(schedule), resume_from["schedule"], strict=True):
                     part.load_state_dict(state)
         learner = self.distributed() if trained else self.model
-        while run.task < num_tasks:
+        while run.task < len(self.scenario.tasks):
             if run.epoch == 0 and run.step == 0:
-                if self.model.prompt is not None:
-                    self.model.prompt.begin_task(run.task)
-                if trained and (optimizer is None or self.recipe.reinit_optimizer):
+                known = self._known(run.task)
+                if known is not None and self.model.prompt is not None:
+                    self.model.prompt.begin_task(known)
+                if trained and (optimizer is None or self._restarts):
                     optimizer, schedule = self._optimizer()
             self._train_task(learner, run, optimizer, schedule)
-            self.evaluate_till_now(run.task, run)
+            if run.task in self.scenario.evaluated_after:
+                self.evaluate_till_now(run.task, run)
+                self.reporter.save(self.scenario.name_of(run.task),
+                                   {"model": self.model.learned_state(), "task": run.task})
             run.task, run.epoch, run.step = run.task + 1, 0, 0
-            task_state = {"model": self.model.learned_state(), "task": run.task - 1}
-            self.reporter.save(f"task{run.task:02d}", task_state)
             self._save_last(run, optimizer, schedule)
         return run
+
+    def nothing_found(self) -> RunState:
+        """The state in which a run begins."""
+        shape = len(self.scenario.evaluated_after), self.scenario.setting.one_test_set
+        return RunState(AccuracyMatrix(*shape), AccuracyMatrix(*shape))
+
+    def _known(self, task: int) -> int | None:
+        """The task as training may know it."""
+        return task if self.scenario.setting.known_in_training else None
+
+    @property
+    def _restarts(self) -> bool:
+        """Whether optimizer and schedule begin anew with every task."""
+        return self.recipe.reinit_optimizer and self.scenario.setting.known_in_training
 
     def _train_task(self, learner: nn.Module, run: RunState, optimizer, schedule) -> None:
         while run.epoch < self.recipe.epochs:
@@ -139,10 +154,11 @@ class Continual:
                 self._save_last(run, optimizer, schedule)
                 raise
             if schedule is not None:
-                before = 0 if self.recipe.reinit_optimizer else run.task * self.recipe.epochs
+                before = 0 if self._restarts else run.task * self.recipe.epochs
                 schedule.step(before + run.epoch + 1, metric=values["loss"])
             run.train_seconds += time.perf_counter() - started
-            run.images_trained += len(self.scenario.tasks[run.task].train)
+            data = self.scenario.tasks[run.task].train
+            run.images_trained += self.batches.images_per_epoch(data, self.scenario.steps)
             self.reporter.epoch(run.task, run.epoch, seconds=time.perf_counter() - started, **values)
             run.epoch, run.step, run.sums = run.epoch + 1, 0, [0.0, 0.0, 0.0]
             self._save_last(run, optimizer, schedule)
@@ -151,8 +167,8 @@ class Continual:
         """One pass over a task, or what is left of it. Nothing in a step waits for the device; sums are read every
         `print_freq` steps."""
         task, epoch, print_freq = run.task, run.epoch, self.recipe.print_freq
-        data = self.scenario.tasks[task].train
-        total = self.batches.steps_per_epoch(data)
+        data, replay = self.scenario.tasks[task].train, self.scenario.tasks[task].replay
+        total = self.batches.steps_per_epoch(data, self.scenario.steps)
         outside_K = ~self.scenario.class_mask(task).to(self.device) if self.recipe.train_mask else None
         learner.train()
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, hits, images
@@ -160,12 +176,13 @@ class Continual:
             sums += torch.tensor(run.sums, dtype=torch.float64, device=self.device)
         losses: list[Tensor] = []
         lr = optimizer.param_groups[0]["lr"]
-        for batch in self.batches.training(data, task, epoch, first_step=run.step):
+        for batch in self.batches.training(data, task, epoch, first_step=run.step, steps=self.scenario.steps,
+                                           replay=replay):
             if self.model.backbone_drops:  # dropout draws from the global generator: tie it to this step
                 torch.manual_seed(random_seed(self.recipe.seed, "dropout", task, epoch, batch.index,
                                               self.processes.rank))
-            loss, hits = train_step(learner, optimizer, batch, task, outside_K, self.recipe.clip_grad)
-            images = len(batch.labels_B) if batch.share else 0
+            loss, hits = train_step(learner, optimizer, batch, self._known(task), outside_K, self.recipe.clip_grad)
+            images = batch.num_new if batch.share else 0
             sums += torch.stack([loss * images, hits if images else hits * 0, hits.new_full((), images)])
             losses.append(loss)
             run.step = batch.index + 1
@@ -186,12 +203,17 @@ class Continual:
     def _stop_if_parameters_are_not_finite(self, task: int, epoch: int, step: int) -> None:
         """The last step's loss was finite before its update: what the update made must be so too, or it is saved."""
         if not all(torch.stack([p.isfinite().all() for _, p in self.model.trained_parameters()]).tolist()):
-            raise NonFiniteLossError(_not_finite(task, epoch, step))
+            raise self._not_finite(task, epoch, step)
 
     def _stop_if_not_finite(self, losses: list[Tensor], task: int, epoch: int, last_step: int) -> None:
         finite = torch.isfinite(sum_over_processes(torch.stack(losses))).tolist()
         if not all(finite):
-            raise NonFiniteLossError(_not_finite(task, epoch, last_step + 2 - len(losses) + finite.index(False)))
+            raise self._not_finite(task, epoch, last_step + 2 - len(losses) + finite.index(False))
+
+    def _not_finite(self, task: int, epoch: int, step: int) -> NonFiniteLossError:
+        return NonFiniteLossError(
+            f"the loss is not finite at {self.scenario.setting.unit} {task + 1}, epoch {epoch + 1}, step {step}; "
+            "checkpoints saved before are still good. Begin anew with --overwrite and a lower --lr or --clip-grad.")
 
     def _observe_one_epoch(self, task: int) -> dict[str, float]:
         """For a head that learns by counting: one pass over the task's images as the test would see them."""
@@ -212,31 +234,32 @@ class Continual:
 
     # ---- evaluation ----
     def evaluate_till_now(self, task: int, run: RunState) -> None:
-        """Evaluate tasks 0 … task into column `task` of the matrices (paper section 5.1), and report."""
+        """Evaluate what `tests_after` the task into a column of the matrices (paper section 5.1), and report."""
         started = time.perf_counter()
         counts = []
-        final = task + 1 == len(self.scenario.tasks)
+        column = self.scenario.evaluated_after.index(task)
+        final = column + 1 == len(self.scenario.evaluated_after)
         also_per_image = getattr(self.model.prompt, "pool_size", 0) and (
             self.recipe.eval_per_image == "always" or (final and self.recipe.eval_per_image == "final"))
-        for seen in range(task + 1):
-            acc1, acc5, loss, chosen_M = self.evaluate(seen, per_image=False)
-            run.accuracy.record(seen, task, acc1, acc5, loss)
+        for row in self.scenario.tests_after(task):
+            acc1, acc5, loss, chosen_M = self.evaluate(row, per_image=False)
+            run.accuracy.record(row, column, acc1, acc5, loss)
             if also_per_image:
                 # Without a vote the two protocols are one.
-                values = self.evaluate(seen, per_image=True)[:3] if self._votes() else (acc1, acc5, loss)
-                run.per_image.record(seen, task, *values)
+                values = self.evaluate(row, per_image=True)[:3] if self._votes() else (acc1, acc5, loss)
+                run.per_image.record(row, column, *values)
             counts.append(chosen_M)
         run.eval_seconds += time.perf_counter() - started
-        self.reporter.evaluated(task, run, torch.stack(counts) if counts[0] is not None else None)
+        self.reporter.evaluated(column, run, torch.stack(counts) if counts[0] is not None else None)
 
     @torch.no_grad()
     def evaluate(self, task: int, per_image: bool) -> tuple[float, float, float, Tensor | None]:
         """One task's test set: Acc@1, Acc@5 (percent), loss, and how often each prompt was chosen [M] (or None).
 
-        All K logits compete, or the task's own under task_inc. Every image counts once, over all processes.
+        All K logits compete, or the task's own where the setting tells it. Every image counts once, over all processes.
         """
         model, outside_K = self.model, None
-        if self.recipe.task_inc:
+        if self.scenario.setting.known_in_test:
             outside_K = ~self.scenario.class_mask(task).to(self.device)
         model.eval()
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)  # loss, hits, hits among 5, images
@@ -268,7 +291,8 @@ class Continual:
     # ---- parts ----
     def _optimizer(self) -> tuple[torch.optim.Optimizer, Any]:
         optimizer = self.recipe.make_optimizer(self.model.trained_parameters())
-        return optimizer, self.recipe.make_schedule(optimizer)
+        epochs = self.recipe.epochs * (1 if self._restarts else len(self.scenario.tasks))
+        return optimizer, self.recipe.make_schedule(optimizer, epochs)
 
     def distributed(self) -> nn.Module:
         """The model, its gradients averaged over the processes."""
@@ -284,14 +308,20 @@ class Continual:
             "schedule": [part.state_dict() for part in _schedule_parts(schedule)]})
 
 
-def train_step(learner: nn.Module, optimizer: torch.optim.Optimizer, batch, task: int, outside_K: Tensor | None,
-               clip_grad: float | None) -> tuple[Tensor, Tensor]:
+def train_step(learner: nn.Module, optimizer: torch.optim.Optimizer, batch, task: int | None,
+               outside_K: Tensor | None, clip_grad: float | None) -> tuple[Tensor, Tensor]:
     """One step (paper eq. 5): cross-entropy over the allowed classes, plus what the prompt method adds.
 
-    Returns the loss and the number of hits, both still on the device.
+    `task` is None where training is not told of tasks. Replayed images, last in the batch, may be of any class.
+
+    Returns the loss and the number of hits among new images, both still on the device.
     """
     output = learner(batch.images_BCHW, task=task)
-    logits_BK = _masked(output.logits_BK, outside_K)
+    new = slice(batch.num_new)
+    logits_BK = _masked(output.logits_BK[new], outside_K)
+    hits = (logits_BK.argmax(1) == batch.labels_B[new]).sum()
+    if batch.num_replayed:
+        logits_BK = torch.cat([logits_BK, output.logits_BK[batch.num_new:]])
     loss = F.cross_entropy(logits_BK, batch.labels_B)
     if output.aux_loss is not None:
         loss = loss + output.aux_loss
@@ -300,12 +330,7 @@ def train_step(learner: nn.Module, optimizer: torch.optim.Optimizer, batch, task
     if clip_grad is not None:
         nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip_grad)
     optimizer.step()
-    return loss.detach(), (logits_BK.argmax(1) == batch.labels_B).sum()
-
-
-def _not_finite(task: int, epoch: int, step: int) -> str:
-    return (f"the loss is not finite at task {task + 1}, epoch {epoch + 1}, step {step}; checkpoints saved before are "
-            "still good. Begin anew with --overwrite and a lower --lr or --clip-grad.")
+    return loss.detach(), hits
 
 
 def _schedule_parts(schedule: Any) -> list[Any]:

@@ -182,7 +182,7 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
                     warn(processes, f"the run began on {before} and goes on on {now}: its numbers will differ in "
                                     "their last bits from those of a run on one of them.")
         if options["eval"]:
-            for content in outputs.load_task_checkpoints(folder, len(scenario.tasks), config):
+            for content in outputs.load_task_checkpoints(folder, checkpoint_names(scenario), config):
                 model.load_learned_state(content["model"])  # every one fits, before anything is evaluated
         if processes.is_main and options["overwrite"]:
             outputs.remove_run(options["output_dir"])
@@ -191,13 +191,15 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
             reporter = outputs.SpeedReporter(options["output_dir"], config)
         elif processes.is_main:
             reporter = outputs.Reporter(
-                options["output_dir"], num_tasks=len(scenario.tasks), epochs=options["epochs"], config=config,
+                options["output_dir"], scenario=scenario, epochs=options["epochs"], config=config,
                 top_k=getattr(model.prompt, "top_k", 0), keep_log=resume_from and resume_from["log_bytes"],
                 evaluation=options["eval"])
         for line in opening_lines(config, scenario):
             reporter.say(line)
         if processes.is_main and trains:
             outputs.write_scenario(options["output_dir"], scenario.record)
+            if scenario.stream:
+                outputs.plot_stream(options["output_dir"], scenario.stream)
 
         stop = StopRequest(processes.world_size, {*STOP_SIGNALS, *stop_signals})
         continual = Continual(model, scenario, build_batches(options, model, device, processes), recipe, processes,
@@ -208,12 +210,11 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
 def carry_out(continual, options: dict[str, Any], folder: Path, config: dict[str, Any], resume_from) -> int:
     """Measure, train or evaluate, as the options say."""
     import outputs
-    from engine import NonFiniteLossError, RunState
+    from engine import NonFiniteLossError
     from interruption import Interrupted
-    from metrics import AccuracyMatrix
     from models import QueryCache
 
-    reporter, num_tasks = continual.reporter, len(continual.scenario.tasks)
+    reporter, names = continual.reporter, checkpoint_names(continual.scenario)
     if options["speed_test"] or options["speed_test_only"]:
         from speed_test import format_speed, measure_speed
 
@@ -225,10 +226,10 @@ def carry_out(continual, options: dict[str, Any], folder: Path, config: dict[str
     try:
         with continual.stop:
             if options["eval"]:
-                run = RunState(AccuracyMatrix(num_tasks), AccuracyMatrix(num_tasks))
-                for task, content in enumerate(outputs.load_task_checkpoints(folder, num_tasks, config)):
+                run = continual.nothing_found()
+                for content in outputs.load_task_checkpoints(folder, names, config):
                     continual.model.load_learned_state(content["model"])
-                    continual.evaluate_till_now(task, run)
+                    continual.evaluate_till_now(content["task"], run)
             else:
                 run = continual.run(resume_from)
     except NonFiniteLossError as error:
@@ -242,6 +243,11 @@ def carry_out(continual, options: dict[str, Any], folder: Path, config: dict[str
     if continual.processes.is_main:
         reporter.finish(run)
     return 0
+
+
+def checkpoint_names(scenario) -> dict[int, str]:
+    """Task -> the name of its checkpoint, for those after which is evaluated."""
+    return {task: scenario.name_of(task) for task in scenario.evaluated_after}
 
 
 def claim(options: dict[str, Any], claims: ExitStack) -> None:

@@ -35,10 +35,10 @@ from utils import load_checkpoint, save_checkpoint, write_atomically
 
 RUN_FILES = ("config.json", "scenario.json", "log.jsonl", "accuracy_matrix.csv", "summary.json", "eval_summary.json",
              "eval_accuracy_matrix.csv", "checkpoint", "tensorboard", "plots")
+UNITS = ("task", "session", "episode")
 RUN_PATTERNS = ("scenario.json", "log.jsonl", "*accuracy_matrix.csv", "summary.json", "eval_summary.json",
-                "checkpoint/task*.pth", "checkpoint/last.pth", "checkpoint/previous.pth", "checkpoint/.*.tmp", ".*.tmp",
-                "tensorboard/events.out.tfevents.*", "plots/*.png",
-                "speed.json")
+                *(f"checkpoint/{unit}*.pth" for unit in UNITS), "checkpoint/last.pth", "checkpoint/previous.pth",
+                "checkpoint/.*.tmp", ".*.tmp", "tensorboard/events.out.tfevents.*", "plots/*.png", "speed.json")
 
 
 def read_config(output_dir: str) -> dict[str, Any]:
@@ -136,6 +136,15 @@ def write_scenario(output_dir: str, record: dict[str, Any]) -> None:
         _write_json(Path(output_dir) / "scenario.json", record)
 
 
+def plot_stream(output_dir: str, stream: Any) -> None:
+    """The picture of a stream without tasks: how probable each class is, and which were drawn."""
+    import plots  # matplotlib is slow to import
+
+    if output_dir:
+        plots.plot_class_probability(stream.probability(), stream.active_EK,
+                                     Path(output_dir) / "plots" / "class_probability.png", stream.schedule.batches)
+
+
 def check_scenario(output_dir: str, record: dict[str, Any]) -> None:
     """Raise InputError where the run in `output_dir` had another split or class order than is found now."""
     path = Path(output_dir) / "scenario.json"
@@ -159,7 +168,7 @@ def load_last_checkpoint(folder: Path, config: dict[str, Any]) -> tuple[dict[str
     """
     paths = [folder / "checkpoint" / name for name in ("last.pth", "previous.pth")]
     if not any(path.exists() for path in paths):
-        others = sorted(p.name for p in paths[0].parent.glob("task*.pth"))
+        others = sorted(p.name for unit in UNITS for p in paths[0].parent.glob(f"{unit}*.pth"))
         if others:
             raise InputError(f"--resume: {paths[0]} is missing beside {', '.join(others)}; put it back, or begin anew "
                              "with --overwrite.")
@@ -187,18 +196,22 @@ def load_last_checkpoint(folder: Path, config: dict[str, Any]) -> tuple[dict[str
     return content, warning
 
 
-def load_task_checkpoints(folder: Path, num_tasks: int, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The contents of task01.pth …, one after another. Raises InputError naming all files that are missing."""
-    paths = [folder / "checkpoint" / f"task{t + 1:02d}.pth" for t in range(num_tasks)]
-    missing = [path.name for path in paths if not path.is_file()]
+def load_task_checkpoints(folder: Path, names: dict[int, str], config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The contents of task01.pth …, one after another. Raises InputError naming all files that are missing.
+
+    Args:
+        names: what the checkpoint of each task is called that has one.
+    """
+    paths = {task: folder / "checkpoint" / f"{name}.pth" for task, name in names.items()}
+    missing = [path.name for path in paths.values() if not path.is_file()]
     if missing:
         raise InputError(f"--eval: {folder / 'checkpoint'} lacks {', '.join(missing)}; finish the run with --resume "
                          "if it was stopped, or put the files back.")
-    for task, path in enumerate(paths):
+    for task, path in paths.items():
         content = load_checkpoint(path)
         check_made_by(content, config, path)
         if content.get("task") != task or "run" in content:
-            raise InputError(f"--eval: {path} is not the checkpoint of task {task + 1}; put the true one back.")
+            raise InputError(f"--eval: {path} is not the checkpoint of {names[task]}; put the true one back.")
         yield content
 
 
@@ -215,7 +228,7 @@ class Silent:
     def say(self, text: str) -> None: ...
     def steps(self, task, epoch, done, total, loss, acc1, lr) -> None: ...
     def epoch(self, task, epoch, **values) -> None: ...
-    def evaluated(self, task, run, prompts_TM) -> None: ...
+    def evaluated(self, column, run, prompts_RM) -> None: ...
     def save(self, name, content) -> None: ...
     def speed(self, found) -> None: ...
 
@@ -239,22 +252,26 @@ class Reporter(SpeedReporter):
 
     Args:
         output_dir: the folder; '' writes nothing and only prints.
-        num_tasks, epochs: for "task 3/10", "epoch 2/5".
+        scenario: for what training goes through: "task 3/10", "episode 30/200".
+        epochs: for "epoch 2/5".
         config: the content of config.json.
         top_k: prompts chosen per image, for the plot of the choice; 0 without a pool.
         keep_log: go on with the first so many bytes of the log that is there (a resumed run); None: a new one.
         evaluation: write under names beginning with `eval_`, and no checkpoint, log or TensorBoard file.
     """
 
-    def __init__(self, output_dir: str, *, num_tasks: int, epochs: int, config: dict[str, Any], top_k: int = 0,
+    def __init__(self, output_dir: str, *, scenario: Any, epochs: int, config: dict[str, Any], top_k: int = 0,
                  keep_log: int | None = None, evaluation: bool = False, stream: TextIO | None = None):
         super().__init__(output_dir, config)
-        self.num_tasks, self.epochs, self.top_k = num_tasks, epochs, top_k
+        self.unit, self.num_tasks = scenario.setting.unit, len(scenario.tasks)
+        self.numbers = [task + 1 for task in scenario.evaluated_after]
+        self.replay_images, self.replay_bytes = scenario.replay_size
+        self.epochs, self.top_k = epochs, top_k
         self.evaluation = evaluation
         self.stream = stream or sys.stdout
         self._bar = None
         self._tensorboard = None
-        self._prompts_TM: np.ndarray | None = None
+        self._prompts_RM: np.ndarray | None = None
         if self.folder and not evaluation:
             if keep_log is None:
                 _write_json(self.folder / "config.json", config)
@@ -275,7 +292,7 @@ class Reporter(SpeedReporter):
         print(text, file=self.stream, flush=True)
 
     def steps(self, task: int, epoch: int, done: int, total: int, loss: float, acc1: float, lr: float) -> None:
-        where = f"task {task + 1}/{self.num_tasks} epoch {epoch + 1}/{self.epochs}"
+        where = f"{self._name(task + 1)} epoch {epoch + 1}/{self.epochs}"
         values = f"loss {loss:.4f}  acc {acc1:.2f}  lr {lr:.3g}"
         if not (sys.stderr and sys.stderr.isatty()):
             self.say(f"{where} step {done}/{total}  {values}")
@@ -288,31 +305,37 @@ class Reporter(SpeedReporter):
         self._bar.update(done - self._bar.n)
 
     def epoch(self, task: int, epoch: int, **values: Any) -> None:
-        self._log("epoch", task=task + 1, epoch=epoch + 1, **values)
+        self._log("epoch", **{self.unit: task + 1}, epoch=epoch + 1, **values)
         if "loss" in values:
-            self.say(f"task {task + 1}/{self.num_tasks} epoch {epoch + 1}/{self.epochs} done  loss {values['loss']:.4f}"
+            self.say(f"{self._name(task + 1)} epoch {epoch + 1}/{self.epochs} done  loss {values['loss']:.4f}"
                      f"  acc {values['acc@1']:.2f}  {values['seconds']:.1f} s")
             self._scalars(task * self.epochs + epoch, train_loss=values["loss"], train_acc=values["acc@1"],
                           lr=values["lr"])
 
-    def evaluated(self, task: int, run: RunState, prompts_TM: Tensor | None) -> None:
-        found = run.accuracy.summary(task)
-        self.say(f"after task {task + 1}/{self.num_tasks}:  " + " ".join(f"{a:.2f}" for a in found["per_task"]) + "\n"
-                 f"  Acc@1 {found['acc@1']:.2f}  Acc@5 {found['acc@5']:.2f}  loss {found['loss']:.4f}  "
-                 f"forgetting {found['forgetting']:.2f}  backward {found['backward']:.2f}")
-        chosen = {"prompts": prompts_TM.tolist()} if prompts_TM is not None else {}
-        per_image = {"acc@1_per_image": run.per_image.acc_at_1(task)} if run.per_image.column_complete(task) else {}
-        self._log("evaluation", task=task + 1, **found, **per_image, **chosen)
-        self._scalars(task + 1, avg_acc=found["acc@1"], forgetting=found["forgetting"], backward=found["backward"],
-                      learning_acc=found["learning_acc"], test_loss=found["loss"], **per_image,
-                      **{f"accuracy_{i + 1}": a for i, a in enumerate(found["per_task"])})
-        if prompts_TM is not None:
-            self._prompts_TM = prompts_TM.numpy()
+    def evaluated(self, column: int, run: RunState, prompts_RM: Tensor | None) -> None:
+        found, number = run.accuracy.summary(column), self.numbers[column]
+        each = " ".join(f"{a:.2f}" for a in found["per_task"]) + "\n " if "per_task" in found else ""
+        about_tasks = (f"  forgetting {found['forgetting']:.2f}  backward {found['backward']:.2f}"
+                       if "forgetting" in found else "")
+        self.say(f"after {self._name(number)}:  {each} Acc@1 {found['acc@1']:.2f}  Acc@5 {found['acc@5']:.2f}  "
+                 f"loss {found['loss']:.4f}{about_tasks}")
+        chosen = {"prompts": prompts_RM.tolist()} if prompts_RM is not None else {}
+        per_image = {"acc@1_per_image": run.per_image.acc_at_1(column)} if run.per_image.column_complete(column) else {}
+        self._log("evaluation", **{self.unit: number}, **found, **per_image, **chosen)
+        official = {"avg_acc": "acc@1", "test_loss": "loss", "forgetting": "forgetting", "backward": "backward",
+                    "learning_acc": "learning_acc"}  # the names of the official code's tags
+        self._scalars(number, **{tag: found[name] for tag, name in official.items() if name in found}, **per_image,
+                      **{f"accuracy_{i + 1}": a for i, a in enumerate(run.accuracy.per_task(column))})
+        if prompts_RM is not None:
+            self._prompts_RM = prompts_RM.numpy()
             if self._tensorboard:
-                indices = np.repeat(np.arange(prompts_TM.shape[1]), self._prompts_TM.sum(0))
-                self._tensorboard.add_histogram("prompts_chosen", indices, task + 1, bins=np.arange(
-                    prompts_TM.shape[1] + 1) - 0.5)
+                indices = np.repeat(np.arange(prompts_RM.shape[1]), self._prompts_RM.sum(0))
+                self._tensorboard.add_histogram("prompts_chosen", indices, number, bins=np.arange(
+                    prompts_RM.shape[1] + 1) - 0.5)
         self._write_matrix(run.accuracy)
+
+    def _name(self, number: int) -> str:
+        return f"{self.unit} {number}/{self.num_tasks}"
 
     def save(self, name: str, content: dict[str, Any]) -> None:
         if self.folder:
@@ -326,21 +349,22 @@ class Reporter(SpeedReporter):
     # ---- the end of a run ----
     def finish(self, run: RunState) -> dict[str, Any]:
         """Print the whole matrix and both protocols; write the summary and the plots. Returns the summary."""
-        last = self.num_tasks - 1
-        summary = run.accuracy.summary(last) | {
+        last = len(self.numbers) - 1
+        summary = run.accuracy.summary(last) | {"evaluated_after": self.numbers} | {
             "train_seconds": run.train_seconds, "eval_seconds": run.eval_seconds,
             "train_images_per_second": run.images_trained / run.train_seconds if run.train_seconds else None,
             "trainable_parameters": self.config["model"]["trainable_parameters"],
+            "replay_images": self.replay_images, "replay_bytes": self.replay_bytes,
             "seed": self.config["options"]["seed"], "protocol": self.config["protocol"], "config": self.config,
         }
-        self.say("\n" + run.accuracy.format_table())
-        line = f"Acc@1 {summary['acc@1']:.2f}  forgetting {summary['forgetting']:.2f}"
-        self.say(f"{self.config['protocol']}:  {line}")
+        self.say("\n" + run.accuracy.format_table(self.unit, self.numbers))
+        forgetting = f"  forgetting {summary['forgetting']:.2f}" if "forgetting" in summary else ""
+        self.say(f"{self.config['protocol']}:  Acc@1 {summary['acc@1']:.2f}{forgetting}")
         if run.per_image.column_complete(last):
             summary["acc@1_per_image"] = run.per_image.acc_at_1(last)
-            every = all(run.per_image.column_complete(t) for t in range(self.num_tasks))
+            every = all(run.per_image.column_complete(column) for column in range(last + 1))
             line = f"prompts chosen per image:  Acc@1 {summary['acc@1_per_image']:.2f}"
-            if every:
+            if every and "forgetting" in summary:
                 summary["forgetting_per_image"] = run.per_image.forgetting(last)
                 line += f"  forgetting {summary['forgetting_per_image']:.2f}"
             self.say(line)
@@ -355,20 +379,24 @@ class Reporter(SpeedReporter):
     def _plot(self, run: RunState) -> None:
         import plots  # matplotlib is slow to import, and needed only here
 
-        tasks = range(self.num_tasks)
+        columns = range(len(self.numbers))
         folder = self.folder / "plots"
-        per_image = [run.per_image.acc_at_1(t) if run.per_image.column_complete(t) else float("nan") for t in tasks]
-        plots.plot_accuracy_matrix(run.accuracy.acc1_TT, folder / "accuracy_matrix.png")
-        plots.plot_over_tasks([run.accuracy.acc_at_1(t) for t in tasks], [run.accuracy.forgetting(t) for t in tasks],
-                              folder / "over_tasks.png", per_image if np.isfinite(per_image).any() else None)
-        if self._prompts_TM is not None:
-            plots.plot_prompt_selection(self._prompts_TM, folder / "prompts_per_task.png", self.top_k)
+        per_image = [run.per_image.acc_at_1(c) if run.per_image.column_complete(c) else float("nan") for c in columns]
+        forgetting = None
+        if not run.accuracy.one_test_set:
+            forgetting = [run.accuracy.forgetting(c) for c in columns]
+            plots.plot_accuracy_matrix(run.accuracy.acc1_RT, folder / "accuracy_matrix.png")
+        plots.plot_over_tasks(run.accuracy.curve(columns[-1]), forgetting, folder / f"over_{self.unit}s.png",
+                              per_image if np.isfinite(per_image).any() else None, self.unit,
+                              None if self.numbers == list(range(1, len(columns) + 1)) else self.numbers)
+        if self._prompts_RM is not None:
+            plots.plot_prompt_selection(self._prompts_RM, folder / "prompts_per_task.png", self.top_k, self.unit)
 
     # ---- files ----
     def _write_matrix(self, accuracy: AccuracyMatrix) -> None:
         if self.folder:
             text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows(accuracy.to_rows())
+            csv.writer(text, lineterminator="\n").writerows(accuracy.to_rows(self.unit, self.numbers))
             _write_text(self.folder / f"{'eval_' if self.evaluation else ''}accuracy_matrix.csv", text.getvalue())
 
     def _log(self, kind: str, **values: Any) -> None:

@@ -50,35 +50,43 @@ def plot_accuracy_matrix(matrix_TT: ArrayLike, path: str | Path) -> Figure:
 
 
 def plot_over_tasks(
-    acc1_T: ArrayLike, forgetting_T: ArrayLike, path: str | Path, per_image_acc1: ArrayLike | None = None
+    acc1_T: ArrayLike, forgetting_T: ArrayLike | None, path: str | Path, per_image_acc1: ArrayLike | None = None,
+    unit: str = "task", numbers: ArrayLike | None = None,
 ) -> Figure:
     """Lines of Acc@1 and forgetting (percent) after each task, their last values in the legend.
 
-    `per_image_acc1` is Acc@1 with prompts chosen per image, length T, nan after tasks where it was not measured; when
-    given, a line (or a lone marker) joins the two. Raises ValueError when the lengths differ or are zero.
+    Args:
+        forgetting_T: None where there is one test set and so nothing to forget.
+        per_image_acc1: Acc@1 with prompts chosen per image, length T, nan after tasks where it was not measured; when
+            given, a line (or a lone marker) joins the others.
+        unit, numbers: what the values were measured after: `task` 1, 2, 3 …, or `episode` 10, 20, 30 …
+
+    Raises ValueError when the lengths differ or are zero.
     """
     lines = [("Acc@1", acc1_T, BLUE, "o", "-")]
     if per_image_acc1 is not None:
         lines.append(("Acc@1 per image", per_image_acc1, ORANGE, "s", "--"))
-    lines.append(("forgetting", forgetting_T, VERMILLION, "^", "-."))
-    num_tasks = np.size(acc1_T)
-    if num_tasks == 0 or any(np.shape(values) != (num_tasks,) for _, values, *_ in lines):
-        raise ValueError(f"the lines need one value per task, got shapes {[np.shape(line[1]) for line in lines]}")
+    if forgetting_T is not None:
+        lines.append(("forgetting", forgetting_T, VERMILLION, "^", "-."))
+    after_T = np.arange(1, np.size(acc1_T) + 1) if numbers is None else np.asarray(numbers)
+    if after_T.size == 0 or any(np.shape(values) != after_T.shape for _, values, *_ in lines):
+        raise ValueError(f"the lines need one value per {unit}, got shapes {[np.shape(line[1]) for line in lines]}")
 
     figure = _new_figure(7.0, 4.5)
     axes = figure.subplots()
-    after_task_T = np.arange(1, num_tasks + 1)
     for name, values, colour, marker, dash in lines:
         values_T = np.array(values, dtype=float)
         measured = values_T[~np.isnan(values_T)]
         label = f"{name} (last {measured[-1]:.1f})" if measured.size else name
         style = {"color": colour, "marker": marker, "markersize": 5, "linestyle": dash}
-        axes.plot(after_task_T, values_T, label=label, clip_on=False, **style)
-    axes.set_xticks(_ticks(num_tasks, first=1))
-    axes.set_xlim(0.5, num_tasks + 0.5)
+        axes.plot(after_T, values_T, label=label, clip_on=False, **style)
+    if numbers is None:
+        axes.set_xticks(_ticks(after_T.size, first=1))
+    margin = 0.5 * (after_T[-1] / after_T.size)
+    axes.set_xlim(after_T[0] - margin, after_T[-1] + margin)
     axes.set_ylim(0, 100)
-    axes.set_xlabel("after training task")
-    axes.set_ylabel("accuracy, forgetting (%)")
+    axes.set_xlabel(f"after training {unit}")
+    axes.set_ylabel("accuracy (%)" if forgetting_T is None else "accuracy, forgetting (%)")
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=len(lines), frameon=False, handlelength=3.5, fontsize=9)
@@ -86,7 +94,7 @@ def plot_over_tasks(
     return figure
 
 
-def plot_prompt_selection(counts_TM: ArrayLike, path: str | Path, top_k: int) -> Figure:
+def plot_prompt_selection(counts_TM: ArrayLike, path: str | Path, top_k: int, unit: str = "task") -> Figure:
     """Heat map of the share of each task's test images (rows, percent) that were given each prompt (columns).
 
     Args:
@@ -112,7 +120,40 @@ def plot_prompt_selection(counts_TM: ArrayLike, path: str | Path, top_k: int) ->
     axes.set_xticks(prompt_ticks, labels=prompt_ticks)
     axes.set_yticks(task_ticks - 1, labels=task_ticks)
     axes.set_xlabel("prompt (index in the pool)")
-    axes.set_ylabel("test set of task")
+    axes.set_ylabel(f"test set of {unit}" if num_tasks > 1 else "test set")
+    _save(figure, path)
+    return figure
+
+
+def plot_class_probability(probability_SK: ArrayLike, active_EK: ArrayLike, path: str | Path, batches: int) -> Figure:
+    """A stream without tasks: each class's probability to be active (above), and the episodes that had it (below).
+
+    Args:
+        probability_SK: of each class (columns) at evenly spaced points of the stream (rows), 0 to 1.
+        active_EK: bool, whether a class was drawn in an episode.
+        batches: length of the stream, the unit of the horizontal axis.
+    """
+    from matplotlib import colormaps
+
+    probability_SK, active_EK = np.asarray(probability_SK, dtype=float), np.asarray(active_EK, dtype=bool)
+    num_classes = probability_SK.shape[1]
+    if active_EK.ndim != 2 or active_EK.shape[1] != num_classes:
+        raise ValueError(f"{num_classes} classes have probabilities, but episodes are of shape {active_EK.shape}")
+    figure = _new_figure(8.0, 5.5)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[1, 1.3])
+    at_S = np.linspace(0, batches, len(probability_SK), endpoint=False)
+    for number, values_S in enumerate(probability_SK.T):
+        colour = colormaps[COLOUR_MAP](number / max(1, num_classes - 1))
+        upper.plot(at_S, values_S, color=colour, linewidth=1)
+    upper.set_ylim(0, 1.02)
+    upper.set_ylabel("probability of a class")
+    lower.imshow(active_EK.T, cmap="Blues", vmin=0, vmax=1, aspect="auto", origin="lower", interpolation="nearest",
+                 extent=(0, batches, -0.5, num_classes - 0.5))
+    lower.set_yticks(_ticks(num_classes, first=0))
+    lower.set_xlabel("batches of the stream")
+    lower.set_ylabel("classes drawn, in their order")
+    for axes in (upper, lower):
+        axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
     return figure
 

@@ -1,6 +1,5 @@
 """What a run records of itself: enough to make it again, and to know what its numbers mean."""
 
-import hashlib
 import platform
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import timm
 import torch
 import torchvision
 
-from continual_datasets import Scenario
+from continual_datasets import Scenario, Setting
 from models import PromptedViT, backbone_fingerprint, resolve_model_name
 from utils import Processes
 
@@ -23,36 +22,31 @@ def describe_run(experiment: str, options: dict[str, Any], model: PromptedViT, s
     counts = [sum(p.numel() for p in group) for group in (
         model.parameters(), (p for _, p in model.trained_parameters()))]
     return {
-        "experiment": experiment, "options": options, "protocol": protocol(options),
+        "experiment": experiment, "options": options, "protocol": protocol(options, scenario.setting),
         "model": {"name": resolve_model_name(options["model"])[0], "parameters": counts[0],
                   "trainable_parameters": counts[1], "backbone_sha256": backbone_fingerprint(model.backbone)},
-        "data_sha256": data_fingerprint(scenario), "world_size": processes.world_size, "device": str(device),
+        "data_sha256": scenario.fingerprint, "world_size": processes.world_size, "device": str(device),
         "precision": precision, **environment_record(device),
     }
 
 
-def data_fingerprint(scenario: Scenario) -> str:
-    """sha256 over the images and labels of all tasks, in their order."""
-    parts = [f"{task.classes} {task.train.fingerprint} {task.test.fingerprint}" for task in scenario.tasks]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def protocol(options: dict[str, Any]) -> str:
+def protocol(options: dict[str, Any], setting: Setting) -> str:
     """How prompts are chosen in the test, and which classes compete: numbers of different protocols do not compare."""
     if options["prompt_method"] == "none" or not options["prompt_pool"]:
         how = "nothing to choose"
     else:
         how = f"batch vote over {options['batch_size']}" if options["batchwise_prompt"] else "prompts chosen per image"
-    return f"{how}, {'task' if options['task_inc'] else 'class'}-incremental"
+    return f"{how}, {setting.name}"
 
 
 def opening_lines(config: dict[str, Any], scenario: Scenario) -> list[str]:
     model, options = config["model"], config["options"]
-    images = [sum(len(getattr(task, part)) for task in scenario.tasks) for part in ("train", "test")]
+    replayed = scenario.replay_size
     return [
         f"{config['experiment']}: {model['name']}, {model['trainable_parameters']:,} of {model['parameters']:,} values "
-        f"train; {len(scenario.tasks)} tasks, {scenario.num_classes} classes, {images[0]} training and {images[1]} "
-        f"test images; {config['protocol']}",
+        f"train; {len(scenario.tasks)} {scenario.setting.unit}s, {scenario.num_classes} classes, "
+        f"{scenario.num_images('train')} training and {scenario.num_images('test')} test images; {config['protocol']}"
+        + (f"; replay of up to {replayed[0]} images, {replayed[1] / 1e6:.2f} MB" if replayed[0] else ""),
         f"seed {options['seed']}, {config['world_size']} process(es) on {config['device']}, "
         f"{config['precision']}{', compiled' if options['compile'] else ''}, "
         f"{options['num_workers']} batches ahead, pinned memory "

@@ -160,11 +160,20 @@ GROUPS: dict[str, list[Option]] = {
         _o("pin_mem", boolean, True, "pinned memory for copies to a GPU", run_only=True),
     ],
     "continual learning": [
+        _o("schedule", str, "tasks", "tasks one after another; or gaussian: a stream without tasks, in which classes "
+           "come and go gradually", ("tasks", "gaussian")),
+        _o("gaussian_episodes", integer(1), 200, "episodes of the stream, each with a fixed set of classes"),
+        _o("gaussian_steps", integer(1), 5, "batches that an episode trains in each of its epochs"),
+        _o("gaussian_width", number(1e-6), 50.0, "standard deviation of a class's probability to be active, in batches "
+           "of a stream of episodes · steps"),
+        _o("gaussian_eval_every", integer(1), 10, "episodes between two evaluations"),
         _o("num_tasks", or_none(integer(1)), None,
            "tasks into which the classes are split equally; none: 10, or as many as classes_per_task or the data make"),
         _o("classes_per_task", or_none(integer(1)), None, "classes of a task; the last task has what is left"),
         _o("train_mask", boolean, True, "train on the classes of the current task only: other logits are -inf"),
         _o("task_inc", boolean, False, "task-incremental test: logits outside the image's own task are -inf"),
+        _o("replay_per_class", integer(0), 0, "images of each class that are kept (L2P-R): from the second task on, "
+           "each batch is joined by as many of them; --train_mask does not concern these"),
     ],
     "prompts": [
         _o("prompt_method", str, "l2p", "l2p, or none: no prompts", ("l2p", "none")),

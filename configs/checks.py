@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from configs.base import OPTIONS
 from errors import InputError
 
 
@@ -35,6 +36,14 @@ def check(options: dict[str, Any]) -> list[str]:
         raise InputError("--lr_noise takes one or two numbers.")
     if o["shuffle"] and o["class_order"] is not None:
         raise InputError("--shuffle and --class_order exclude each other: give one of them.")
+    if o["schedule"] == "gaussian":
+        _check_stream(o)
+    else:
+        for name in ("gaussian_episodes", "gaussian_steps", "gaussian_width", "gaussian_eval_every"):
+            if o[name] != OPTIONS[name].default:
+                raise InputError(f"--{name} is of a stream: add --schedule gaussian.")
+    if o["replay_per_class"] and o["head"] == "ncm":
+        raise InputError("--replay_per_class: --head ncm forgets no class and needs no replay; leave it out.")
     if not o["output_dir"]:
         for mode in ("eval", "resume", "overwrite"):
             if o[mode]:
@@ -44,7 +53,27 @@ def check(options: dict[str, Any]) -> list[str]:
         modes.append("--speed_test")
     if len(modes) > 1:
         raise InputError(f"{' and '.join(modes)} exclude each other: give one of them.")
-    if o["sched"] != "constant" and o["warmup_epochs"] >= o["epochs"]:
+    restarts = o["reinit_optimizer"] and o["schedule"] == "tasks"
+    if o["sched"] != "constant" and restarts and o["warmup_epochs"] >= o["epochs"]:
         return [f"--sched {o['sched']}: all {o['epochs']} epochs of a task are warm-up (--warmup_epochs "
                 f"{o['warmup_epochs']}), so the schedule itself never begins."]
     return []
+
+
+def _check_stream(o: dict[str, Any]) -> None:
+    """Refuse what needs to know of tasks, of which a stream has none."""
+    needs_tasks = {"task_inc": True, "use_prompt_mask": True, "shared_prompt_pool": True, "shared_prompt_key": True,
+                   "reinit_optimizer": True}
+    for name, value in needs_tasks.items():
+        if o[name] == value:
+            raise InputError(f"--{name} needs to know where a task begins or ends, and --schedule gaussian has no "
+                             f"tasks: use --no-{name}.")
+    for name in ("num_tasks", "classes_per_task"):
+        if o[name] is not None:
+            raise InputError(f"--{name} needs tasks, and --schedule gaussian has none: use --gaussian_episodes.")
+    if o["replay_per_class"]:
+        raise InputError("--replay_per_class keeps images when a task ends, and --schedule gaussian has no tasks: "
+                         "leave it out.")
+    if o["head"] == "ncm":
+        raise InputError("--head ncm counts every image of a task once, and --schedule gaussian has no tasks: use "
+                         "--head linear.")

@@ -1,4 +1,4 @@
-"""5-datasets (SVHN, MNIST, CIFAR-10, notMNIST, Fashion-MNIST), L2P with the PyTorch settings for them.
+"""5-datasets (SVHN, MNIST, CIFAR-10, notMNIST, Fashion-MNIST), L2P with the PyTorch settings.
 
     python main.py five_datasets_l2p --data-path DIR --download
 

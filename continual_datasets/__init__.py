@@ -2,32 +2,40 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from continual_datasets.batches import Batch, Batches
 from continual_datasets.class_orders import read_class_order
 from continual_datasets.images import LabelledImages, images_in_files, images_in_memory
 from continual_datasets.readers import CATALOGUE, names_of
+from continual_datasets.replay import with_replay
 from continual_datasets.scenario import (
+    CLASS_INCREMENTAL,
+    TASK_INCREMENTAL,
     Dataset,
     Scenario,
     Sessions,
+    Setting,
     Task,
     domain_incremental,
     one_task_each,
     split_by_class,
 )
+from continual_datasets.streams import GaussianSchedule, gaussian_stream
 from errors import InputError
 
-__all__ = ["Batch", "Batches", "LabelledImages", "Scenario", "Task", "build_scenario", "images_in_files",
-           "images_in_memory"]
+__all__ = ["Batch", "Batches", "GaussianSchedule", "LabelledImages", "Scenario", "Setting", "Task", "build_scenario",
+           "images_in_files", "images_in_memory"]
 
 
 def build_scenario(dataset: str, data_path: str, *, download: bool, num_tasks: int | None, shuffle: bool, seed: int,
                    subsample: int | None, subsample_test: int | None, classes_per_task: int | None = None,
-                   class_order: str | None = None) -> Scenario:
-    """Read `dataset` from `data_path` and split it into tasks.
+                   class_order: str | None = None, schedule: GaussianSchedule | None = None, task_inc: bool = False,
+                   replay_per_class: int = 0) -> Scenario:
+    """Read `dataset` from `data_path` and make its tasks, sessions or episodes.
 
-    A list of data sets gives a task for each; one with sessions, a task for each session; any other is split by class.
+    A list of data sets gives a task for each; one with sessions, a task for each session; any other is split by class,
+    or, with a `schedule`, becomes a stream without tasks.
 
     Raises:
         InputError: an unknown data set, missing or unusable files, classes that cannot be shared out as asked.
@@ -37,7 +45,13 @@ def build_scenario(dataset: str, data_path: str, *, download: bool, num_tasks: i
     data = [_subsampled(each, subsample, subsample_test) for each in data]
     if len(data) == 1 and isinstance(data[0], Dataset):
         order = read_class_order(class_order, data[0].class_names, shuffle, seed)
-        scenario = split_by_class(data[0], num_tasks, order, classes_per_task)
+        if schedule:
+            scenario = gaussian_stream(data[0], order, schedule, seed)
+        else:
+            scenario = split_by_class(data[0], num_tasks, order, classes_per_task)
+    elif schedule:
+        raise InputError(f"--schedule gaussian mixes the classes of one data set: --dataset {dataset} has tasks of "
+                         "its own.")
     elif len(data) == 1:
         scenario = domain_incremental(data[0])
         _refuse_options_of_classes(f"{dataset} has one task for each session", scenario, num_tasks, shuffle,
@@ -48,7 +62,17 @@ def build_scenario(dataset: str, data_path: str, *, download: bool, num_tasks: i
         scenario = one_task_each(data, [name.removeprefix("Split-") for name in names])
         _refuse_options_of_classes(f"--dataset {dataset} has one task for each data set", scenario, num_tasks, shuffle,
                                    classes_per_task, class_order)
-    return replace(scenario, record=_record(names, data, scenario, class_order))
+    if task_inc:
+        if scenario.setting is not CLASS_INCREMENTAL:
+            raise InputError(f"--task_inc: in a {scenario.setting.name} scenario all {scenario.setting.unit}s are "
+                             "tested on the same images and classes; leave it out.")
+        scenario = replace(scenario, setting=TASK_INCREMENTAL)
+    if replay_per_class:
+        scenario = replace(scenario, tasks=with_replay(scenario.tasks, replay_per_class, seed))
+    record = _record(names, data)
+    if class_order is not None and Path(class_order).expanduser().is_file():
+        record["class_order"] = [scenario.class_names[c] for c in order]
+    return replace(scenario, record=record)
 
 
 def _subsampled(data: Dataset | Sessions, train: int | None, test: int | None) -> Dataset | Sessions:
@@ -67,13 +91,8 @@ def _refuse_options_of_classes(why: str, scenario: Scenario, num_tasks: int | No
             raise InputError(f"{why}, {len(scenario.tasks)} in all: leave {option} out.")
 
 
-def _record(names: list[str], data: list[Dataset | Sessions], scenario: Scenario, class_order: str | None) -> dict:
-    """What depends on files that can change: which images were drawn for the test, which order a file gave."""
-    record = {}
+def _record(names: list[str], data: list[Dataset | Sessions]) -> dict[str, Any]:
+    """What depends on files that can change: which images were drawn for the test."""
     splits = {name: each.split for name, each in zip(names, data, strict=True)
               if isinstance(each, Dataset) and each.split is not None}
-    if splits:
-        record["splits"] = splits
-    if class_order is not None and Path(class_order).expanduser().is_file():
-        record["class_order"] = [scenario.class_names[c] for task in scenario.tasks for c in task.classes]
-    return record
+    return {"splits": splits} if splits else {}

@@ -6,7 +6,7 @@ that an image's augmentation takes.
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +31,12 @@ class Batch:
     """Number of the batch in its epoch or test set, counted over all processes."""
     share: float = 1.0
     """This process's images as a multiple of the mean over processes: the weight of its loss in a sum over them."""
+    num_replayed: int = 0
+    """How many of the images, the last ones, are of tasks before."""
+
+    @property
+    def num_new(self) -> int:
+        return len(self.labels_B) - self.num_replayed
 
 
 class Batches:
@@ -67,7 +73,7 @@ class Batches:
         return -(-self.images_per_epoch(images, steps) // self.global_batch_size)
 
     def training(self, images: LabelledImages, task: int, epoch: int, augment: bool = True, first_step: int = 0,
-                 steps: int | None = None) -> Iterator[Batch]:
+                 steps: int | None = None, replay: Sequence[LabelledImages] = ()) -> Iterator[Batch]:
         """One epoch in an order drawn by (seed, task, epoch), each image cut by a draw of its own, from a step on.
 
         The global batch is shared out in consecutive runs, so what is trained on does not depend on the number of
@@ -76,15 +82,17 @@ class Batches:
         Args:
             steps: so many whole batches instead of each image once; where there are too few images, they come again
                 in another order, cut otherwise.
+            replay: images of earlier tasks, of which every batch has as many as it has new ones.
         """
-        order_I, draws_IU = self._drawn(len(images), self.images_per_epoch(images, steps), (task, epoch))
-        shares = [self._share_of_step(order_I, step)
-                  for step in range(first_step, self.steps_per_epoch(images, steps))]
+        count = self.images_per_epoch(images, steps)
+        shares = [self._share_of_step(count, step) for step in range(first_step, self.steps_per_epoch(images, steps))]
         places = [place_B for place_B, _ in shares]
-        cut = self._cut(images, [order_I[place_B] for place_B in places],
-                        [draws_IU[place_B] for place_B in places] if augment else None)
-        for step, ((_, share), (images_BCHW, labels_B)) in enumerate(zip(shares, cut, strict=True), start=first_step):
-            yield Batch(images_BCHW, labels_B, step, share)
+        sources = [self._drawn([images], places, count, (task, epoch), augment)]
+        if replay:
+            sources.append(self._drawn(replay, places, count, ("replay", task, epoch), augment))
+        for step, ((_, share), *cut) in enumerate(zip(shares, *sources, strict=True), start=first_step):
+            images_BCHW, labels_B = cut[0] if len(cut) == 1 else map(torch.cat, zip(*cut, strict=True))
+            yield Batch(images_BCHW, labels_B, step, share, len(labels_B) // 2 if replay else 0)
 
     def evaluation(self, images: LabelledImages) -> Iterator[Batch]:
         """The test images in file order. Whole batches go round the processes, so a batch's vote is the same for any
@@ -95,26 +103,48 @@ class Batches:
         for index, (images_BCHW, labels_B) in zip(indices, cut, strict=True):
             yield Batch(images_BCHW, labels_B, index)
 
-    def _drawn(self, n: int, count: int, position: tuple[int | str, ...]) -> tuple[Tensor, Tensor]:
-        """`count` positions among n images, each image once before any comes again; and [count, U] draws."""
-        order, draws = [], []
+    def _drawn(self, parts: Sequence[LabelledImages], places: list[Tensor], count: int,
+               position: tuple[int | str, ...], augment: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Of `count` images drawn from all parts, each once before any comes again, those at each of `places`."""
+        order, draws, n = [], [], sum(map(len, parts))
         for again in range(-(-count // n)):
-            place = position if again == 0 else (*position, again)
-            order_N = torch.randperm(n, generator=random_generator(self.seed, "order", *place))
+            where = position if again == 0 else (*position, again)
+            order_N = torch.randperm(n, generator=random_generator(self.seed, "order", *where))
             draws_NU = torch.rand(n, self.train_transform.num_uniforms,
-                                  generator=random_generator(self.seed, "augmentation", *place))
+                                  generator=random_generator(self.seed, "augmentation", *where))
             order.append(order_N)
             draws.append(draws_NU[order_N])
-        return torch.cat(order)[:count], torch.cat(draws)[:count]
+        order_I, draws_IU = torch.cat(order), torch.cat(draws)
+        return self._cut_from(parts, [order_I[place_B] for place_B in places],
+                              [draws_IU[place_B] for place_B in places] if augment else None)
 
-    def _share_of_step(self, order_I: Tensor, step: int) -> tuple[Tensor, float]:
-        """Which of an epoch's images this process has in one step, at least one, and `Batch.share`."""
+    def _share_of_step(self, count: int, step: int) -> tuple[Tensor, float]:
+        """Which of an epoch's `count` images this process has in one step, at least one, and `Batch.share`."""
         first = step * self.global_batch_size
-        whole = torch.arange(first, min(first + self.global_batch_size, len(order_I)))
+        whole = torch.arange(first, min(first + self.global_batch_size, count))
         mine_B = whole.tensor_split(self.world_size)[self.rank]
         return (mine_B if len(mine_B) else whole[:1]), len(mine_B) * self.world_size / len(whole)
 
     # ---- positions to pixels ----
+    def _cut_from(self, parts: Sequence[LabelledImages], positions: list[Tensor],
+                  draws: list[Tensor] | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `_cut`, with positions that count through all parts; a batch has those of the first part first."""
+        if len(parts) == 1:
+            yield from self._cut(parts[0], positions, draws)
+            return
+        cuts, first = [], 0
+        for part in parts:
+            here = [(index_B >= first) & (index_B < first + len(part)) for index_B in positions]
+            filled = [number for number, here_B in enumerate(here) if here_B.any()]
+            cut = self._cut(part, [positions[number][here[number]] - first for number in filled],
+                            None if draws is None else [draws[number][here[number]] for number in filled])
+            cuts.append((set(filled), cut))
+            first += len(part)
+        for number in range(len(positions)):
+            pieces = [next(cut) for filled, cut in cuts if number in filled]
+            images_BCHW, labels_B = map(torch.cat, zip(*pieces, strict=True))
+            yield images_BCHW, labels_B
+
     def _cut(self, images: LabelledImages, positions: list[Tensor],
              draws: list[Tensor] | None) -> Iterator[tuple[Tensor, Tensor]]:
         """For each of `positions` (int64 [B], on the CPU) its images [B, 3, S, S] and labels [B], on the device.

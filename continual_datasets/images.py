@@ -25,6 +25,10 @@ class Store(ABC):
     def digest(self, position: int) -> bytes:
         """32 bytes that differ where images do, in this process and any other."""
 
+    @abstractmethod
+    def size(self, position: int) -> int:
+        """Bytes of one image, in memory or of its file."""
+
     def digests(self, positions_N: np.ndarray) -> bytes:
         """Those of several images, one after another; each is computed once."""
         known = self._known_digests
@@ -41,6 +45,9 @@ class Pixels(Store):
         """`pixels_SHWC`: uint8."""
         super().__init__()
         self.pixels_SHWC = pixels_SHWC
+
+    def size(self, position: int) -> int:
+        return self.pixels_SHWC[position].nbytes
 
     def digest(self, position: int) -> bytes:
         found = hashlib.sha256(repr(self.pixels_SHWC.shape[1:]).encode())
@@ -59,9 +66,12 @@ class Files(Store):
     def path(self, position: int) -> str:
         return os.path.join(self.root, self.names_S[position])
 
+    def size(self, position: int) -> int:
+        return Path(self.path(position)).stat().st_size
+
     def digest(self, position: int) -> bytes:
         """Of name and size: reading every pixel would take as long as an epoch."""
-        text = f"{Path(self.path(position)).stat().st_size} {self.names_S[position]}"
+        text = f"{self.size(position)} {self.names_S[position]}"
         return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
 
 
@@ -113,6 +123,11 @@ class LabelledImages:
     def with_labels_from(self, first: int) -> "LabelledImages":
         """The same images as classes `first`, `first` + 1 …, for several data sets in one scenario."""
         return replace(self, labels_N=self.labels_N + first)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels in memory, or of the files."""
+        return sum(self.store.size(position) for position in self.positions_N.tolist())
 
     @cached_property
     def fingerprint(self) -> str:

@@ -4,9 +4,11 @@ Labels are class ids in 0 … num_classes-1 and keep their meaning throughout: a
 classes share a task, not what a class is called.
 """
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from continual_datasets.images import LabelledImages
@@ -39,21 +41,53 @@ class Sessions:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What is known of tasks, and what is tested: everything in which the settings of continual learning differ."""
+
+    name: str
+    unit: str
+    """What training goes through one after another: tasks, sessions, or episodes of a stream."""
+    known_in_training: bool = True
+    """Training is told where a task begins and which it is: the optimizer begins anew, prompts may belong to a task."""
+    known_in_test: bool = False
+    """The test is told which task an image is from: only that task's classes compete."""
+    one_test_set: bool = False
+    """All are tested on the same images; otherwise each task has its own, and those seen so far are tested."""
+
+
+CLASS_INCREMENTAL = Setting("class-incremental", "task")
+TASK_INCREMENTAL = Setting("task-incremental", "task", known_in_test=True)
+DOMAIN_INCREMENTAL = Setting("domain-incremental", "session", one_test_set=True)
+TASK_AGNOSTIC = Setting("task-agnostic", "episode", known_in_training=False, one_test_set=True)
+
+
+@dataclass(frozen=True)
 class Task:
+    """One stretch of training: a task, a session, or an episode of a stream, as `Setting.unit` says."""
+
     index: int
     classes: tuple[int, ...]
     train: LabelledImages
     test: LabelledImages
+    replay: tuple[LabelledImages, ...] = ()
+    """What is remembered of the tasks before, each part from one store."""
 
 
 @dataclass(frozen=True)
 class Scenario:
     tasks: tuple[Task, ...]
     class_names: tuple[str, ...]
+    setting: Setting = CLASS_INCREMENTAL
+    steps: int | None = None
+    """Batches of an epoch; None: every image once."""
+    evaluate_every: int = 1
+    """Evaluate after so many tasks; and after the last."""
     notes: tuple[str, ...] = ()
     """Sentences for the user: what was left out of the data."""
     record: dict[str, Any] = field(default_factory=dict)
     """What of the scenario no option tells, for those who want it again: plain values."""
+    stream: Any = None
+    """Of a stream without tasks: what was drawn for it (`streams.Stream`)."""
 
     @property
     def num_classes(self) -> int:
@@ -64,6 +98,39 @@ class Scenario:
         mask_K = torch.zeros(self.num_classes, dtype=torch.bool)
         mask_K[list(self.tasks[task].classes)] = True
         return mask_K
+
+    @property
+    def evaluated_after(self) -> tuple[int, ...]:
+        """The tasks after which is evaluated, in order: the columns of the accuracy matrix."""
+        last = len(self.tasks) - 1
+        return tuple(t for t in range(last + 1) if (t + 1) % self.evaluate_every == 0 or t == last)
+
+    def tests_after(self, task: int) -> range:
+        """The tasks whose test sets are evaluated after `task`: the rows of the accuracy matrix."""
+        return range(1 if self.setting.one_test_set else task + 1)
+
+    def name_of(self, task: int) -> str:
+        """`task03`, `session03`, `episode030`: what its checkpoint is called."""
+        return f"{self.setting.unit}{task + 1:0{max(2, len(str(len(self.tasks))))}d}"
+
+    def num_images(self, part: str) -> int:
+        """How many different images there are in the part `train` or `test` of all tasks."""
+        places = {}
+        for images in (getattr(task, part) for task in self.tasks):
+            places.setdefault(id(images.store), []).append(images.positions_N)
+        return sum(len(np.unique(np.concatenate(positions))) for positions in places.values())
+
+    @property
+    def replay_size(self) -> tuple[int, int]:
+        """Images that are remembered before the last task, when there are most, and their bytes in memory or files."""
+        parts = self.tasks[-1].replay if self.tasks else ()
+        return sum(map(len, parts)), sum(part.nbytes for part in parts)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the images and labels of all tasks, in their order."""
+        parts = [f"{task.classes} {task.train.fingerprint} {task.test.fingerprint}" for task in self.tasks]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def class_order(num_classes: int, shuffle: bool, seed: int) -> list[int]:
@@ -91,7 +158,7 @@ def split_by_class(data: Dataset, num_tasks: int | None, order: list[int],
                          f"not --num_tasks {num_tasks}: give one of the two (--num_tasks none).")
     runs = [tuple(order[start:start + size]) for start in range(0, num_classes, size)]
     return Scenario(tuple(_task(data, index, classes) for index, classes in enumerate(runs)), data.class_names,
-                    data.notes)
+                    notes=data.notes)
 
 
 def one_task_each(data: list[Dataset], names: list[str]) -> Scenario:
@@ -104,14 +171,14 @@ def one_task_each(data: list[Dataset], names: list[str]) -> Scenario:
         tasks.append(Task(index, tuple(range(first, len(class_names))), part.train.with_labels_from(first),
                           part.test.with_labels_from(first)))
         notes += part.notes
-    return Scenario(tuple(tasks), tuple(class_names), tuple(notes))
+    return Scenario(tuple(tasks), tuple(class_names), notes=tuple(notes))
 
 
 def domain_incremental(data: Sessions) -> Scenario:
-    """A task for each session: every one holds all classes, and all share one test set (the same object)."""
+    """A task for each session: every one holds all classes, and all share one test set."""
     classes = tuple(range(len(data.class_names)))
     return Scenario(tuple(Task(index, classes, train, data.test) for index, train in enumerate(data.train)),
-                    data.class_names)
+                    data.class_names, DOMAIN_INCREMENTAL)
 
 
 def _equal_size(num_classes: int, num_tasks: int) -> int:

@@ -1,13 +1,12 @@
 """The model and the step against the naive L2P of naive_l2p.py: logits, loss, gradients, several steps of training."""
 
-from types import SimpleNamespace
-
 import naive_l2p as naive
 import pytest
 import torch
 from tiny_vits import TINY_VITS, images_for, tiny_vit
 from torch import nn
 
+from continual_datasets import Batch
 from engine import train_step
 from models.prompted_vit import PromptedViT
 from models.trunk import run_trunk
@@ -163,7 +162,7 @@ def test_steps_of_training():
     outside[[1, 2, 3]] = False
     clipped = False
     for step in range(4):
-        batch = SimpleNamespace(images_BCHW=images.roll(step, 0), labels_B=labels.roll(step), share=1.0)
+        batch = Batch(images.roll(step, 0), labels.roll(step), step)
         loss, _ = train_step(model.train(), optimizer, batch, 0, outside, 1.0)
 
         expected = naive_forward(twin, batch.images_BCHW)
@@ -200,7 +199,6 @@ def test_a_trained_backbone_leaves_the_query_alone():
     before = model.query(images)
     assert len(trained(model)) == len(list(model.backbone.parameters())) + 4
     optimizer = torch.optim.SGD(trained(model), lr=0.5)
-    train_step(model.train(), optimizer, SimpleNamespace(images_BCHW=images, labels_B=torch.tensor([1, 2, 1, 3, 2]),
-                                                         share=1.0), 0, None, None)
+    train_step(model.train(), optimizer, Batch(images, torch.tensor([1, 2, 1, 3, 2]), 0), 0, None, None)
     assert torch.equal(model.query(images), before)
     assert not torch.allclose(model.backbone.forward_features(images)[:, 0], before)

@@ -220,7 +220,7 @@ def test_a_checkpoint_in_the_place_of_another(finished, tmp_path, capsys):
     first, second, last = ((checkpoints / f"{name}.pth").read_bytes() for name in ("task01", "task02", "last"))
     for wrong in (second, last):
         (checkpoints / "task01.pth").write_bytes(wrong)
-        assert "is not the checkpoint of task 1" in refused(capsys, "--eval", "--output_dir", folder)
+        assert "is not the checkpoint of task01" in refused(capsys, "--eval", "--output_dir", folder)
     (checkpoints / "last.pth").write_bytes(first)
     assert "is the checkpoint of a task" in refused(capsys, "--resume", "--output_dir", folder)
     for name in ("last", "previous"):  # one alone is made up for by the other

@@ -60,6 +60,7 @@ def measured(tmp_path):
     return tmp_path
 
 
+@pytest.mark.long
 def test_the_script_measures_and_writes_its_table(measured):
     [path] = measured.glob("speed_*.json")
     record = json.loads(path.read_text())

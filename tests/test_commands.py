@@ -73,6 +73,7 @@ def test_readme_commands(block, cifar100, photos, tmp_path):
             "--output_dir" in line)
 
 
+@pytest.mark.long
 def test_the_first_command_with_its_own_vit_b16(cifar100, tmp_path):
     """ViT-B/16 from the hub's cache (random weights of the pinned tag), CIFAR-100 from torchvision's files, 5 epochs:
     through the first task and its evaluation, which is as much of a ViT-B/16 as two cores should do in a test."""

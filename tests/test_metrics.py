@@ -141,7 +141,7 @@ def test_metrics_do_not_change_when_later_tasks_are_recorded():
     growing = AccuracyMatrix(5)
     for t in range(5):
         for i in range(t + 1):
-            growing.record(i, t, matrix.acc1_TT[i, t], matrix.acc5_TT[i, t], matrix.loss_TT[i, t])
+            growing.record(i, t, matrix.acc1_RT[i, t], matrix.acc5_RT[i, t], matrix.loss_RT[i, t])
         early.append(growing.summary(t))
     assert early == [matrix.summary(t) for t in range(5)]
 
@@ -161,7 +161,7 @@ def test_zero_is_an_accuracy_like_any_other():
 def test_cells_below_the_diagonal_stay_zero():
     matrix = fill(ACC1, ACC5, LOSS)
     below = np.tril_indices(4, k=-1)
-    for values_TT, given in ((matrix.acc1_TT, ACC1), (matrix.acc5_TT, ACC5), (matrix.loss_TT, LOSS)):
+    for values_TT, given in ((matrix.acc1_RT, ACC1), (matrix.acc5_RT, ACC5), (matrix.loss_RT, LOSS)):
         assert values_TT.tolist() == given
         assert not values_TT[below].any()
 
@@ -205,8 +205,8 @@ def test_a_value_that_cannot_be_is_refused_and_leaves_the_cell_empty(acc1, acc5,
     matrix = AccuracyMatrix(2)
     with pytest.raises(ValueError, match=f"{named} of task 0 after task 1"):
         matrix.record(0, 1, acc1, acc5, loss)
-    assert not matrix.recorded_TT.any()
-    assert not matrix.acc1_TT.any()
+    assert not matrix.recorded_RT.any()
+    assert not matrix.acc1_RT.any()
 
 
 @pytest.mark.parametrize("num_tasks", [0, -3])
@@ -254,7 +254,7 @@ def test_state_survives_json_bit_for_bit():
     matrix.record(1, 1, 100 * 2 / 7, 100 * 3 / 7, 1 / 9)
     again = AccuracyMatrix.from_state(json.loads(json.dumps(matrix.state())))
     assert again.num_tasks == 3
-    for name in ("acc1_TT", "acc5_TT", "loss_TT", "recorded_TT"):
+    for name in ("acc1_RT", "acc5_RT", "loss_RT", "recorded_RT"):
         np.testing.assert_array_equal(getattr(again, name), getattr(matrix, name), strict=True)
     assert again.summary(1) == matrix.summary(1)
     assert not again.column_complete(2)
@@ -266,8 +266,8 @@ def test_a_restored_matrix_shares_nothing_with_its_source():
     again = AccuracyMatrix.from_state(state)
     again.record(0, 3, 1.0, 2.0, 3.0)
     state["acc1"][0][0] = 5.0
-    assert matrix.acc1_TT.tolist() == ACC1
-    assert again.acc1_TT[0, 0] == 90.0
+    assert matrix.acc1_RT.tolist() == ACC1
+    assert again.acc1_RT[0, 0] == 90.0
 
 
 def test_a_broken_state_is_refused():

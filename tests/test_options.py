@@ -41,6 +41,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated
 BASE = ("cifar100_l2p", "--data_path", "{data}", "--num_tasks", "2", "--epochs", "1", "--batch_size", "4",
         "--num_workers", "0", "--model", "glyph_vit_tiny", "--no-pretrained", "--input_size", "32",
         "--eval_per_image", "never", "--device", "cpu")
+# A stream without tasks: BASE without its --num_tasks.
+STREAM = (*BASE[:3], *BASE[5:], "--schedule", "gaussian", "--reinit_optimizer", "false", "--gaussian_episodes", "4",
+          "--gaussian_steps", "2", "--gaussian_width", "2", "--gaussian_eval_every", "2")
 NO_PROMPTS = ("--prompt_method", "none", "--head_type", "token")
 SGD = ("--opt", "sgd")
 # Queries that differ from image to image, whatever the weights: an untrained ViT's cls outputs are all alike.
@@ -51,7 +54,7 @@ DIVERSE = ("--embedding_key", "mean", "--input_norm", "imagenet")
 def measure_run(words: tuple[str, ...], folder: Path) -> dict[str, Any]:
     """Run the program and collect what it computed, without times; values of one name can be compared by ==."""
     # Stopped at the table after the last task: every value is there by then, and plots would take as long again.
-    code, out, err = call(*words, "--output_dir", folder, out=Interrupting("\nafter task"))
+    code, out, err = call(*words, "--output_dir", folder, out=Interrupting("\nafter "))
     assert code == 130, err
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     epochs = [row for row in log if row["kind"] == "epoch"]
@@ -61,9 +64,9 @@ def measure_run(words: tuple[str, ...], folder: Path) -> dict[str, Any]:
     return {
         "warnings": [line for line in err.splitlines() if "interrupted" not in line],
         "opening": re.search(r"^seed .*(?=, writing)", out, re.MULTILINE)[0],
-        "steps": re.findall(r"^task (\S+) epoch (\S+) step (\S+)", out, re.MULTILINE),
-        "first loss": [row.get("loss") for row in epochs if row["task"] == 1],
-        "later loss": [row.get("loss") for row in epochs if row["task"] > 1],
+        "steps": re.findall(r"^(?:task|episode) (\S+) epoch (\S+) step (\S+)", out, re.MULTILINE),
+        "first loss": [row.get("loss") for row in epochs if (row.get("task") or row["episode"]) == 1],
+        "later loss": [row.get("loss") for row in epochs if (row.get("task") or row["episode"]) > 1],
         "lr": [row.get("lr") for row in epochs],
         "evaluation": [{k: v for k, v in row.items() if k not in ("time", "acc@1_per_image")} for row in evaluations],
         "per image": [row.get("acc@1_per_image") for row in evaluations],
@@ -79,7 +82,7 @@ def measure_rates(words: tuple[str, ...], folder: Path | None = None) -> dict[st
     options = parse(words).options
     recipe = build.build_recipe(options)
     optimizer = recipe.make_optimizer([("weight", torch.nn.Parameter(torch.zeros(1, 1)))])
-    schedule = recipe.make_schedule(optimizer)
+    schedule = recipe.make_schedule(optimizer, options["epochs"])
     found = []
     for epoch in range(options["epochs"]):
         found.append(optimizer.param_groups[0]["lr"])
@@ -110,7 +113,8 @@ class Interrupting(io.StringIO):
 
 
 def learned_in(folder: Path) -> list[dict[str, torch.Tensor]]:
-    return [load_checkpoint(path)["model"] for path in sorted(folder.glob("checkpoint/task*.pth"))]
+    return [load_checkpoint(path)["model"] for unit in ("task", "episode")
+            for path in sorted(folder.glob(f"checkpoint/{unit}*.pth"))]
 
 
 class Lab:
@@ -225,6 +229,11 @@ PROBES: dict[str, Probe] = {
     "classes_per_task": Probe(("3",), ("steps", "first loss", "evaluation"), ("backbone",)),
     "train_mask": Probe(("false",), ("first loss", "later loss", "learned"), ("steps", "lr")),
     "task_inc": Probe(("true",), ("evaluation",), ("first loss", "later loss", "learned")),
+    "gaussian_episodes": Probe(("6",), ("steps", "evaluation", "later loss"), ("backbone",), STREAM),
+    "gaussian_steps": Probe(("3",), ("steps", "first loss", "evaluation"), ("backbone",), STREAM),
+    "gaussian_width": Probe(("20",), ("later loss", "evaluation"), ("steps", "lr"), STREAM),
+    "gaussian_eval_every": Probe(("1", "4"), ("evaluation", "shapes"), ("steps", "first loss", "later loss"), STREAM),
+    "replay_per_class": Probe(("1", "2"), ("later loss", "learned"), ("first loss", "steps", "lr")),
     # prompts
     "prompt_method": Probe(("none",), ("shapes", "first loss", "evaluation"), ("lr",), (*BASE, "--head_type", "token")),
     "prompt_pool": Probe(("false",), ("shapes", "first loss", "evaluation"), ("lr",)),
@@ -325,8 +334,9 @@ def test_precision_is_chosen_by_the_device(lab):
         assert (", bf16, " in found["auto"]["opening"]) == (torch.cuda.get_device_capability() >= (8, 0))
 
 
-def test_compile(lab, tmp_path):
-    """The same values to rounding; one sentence and no folder where no compiler is."""
+@pytest.mark.long
+def test_compile(lab):
+    """The same values to rounding."""
     base, compiled = lab.measure(BASE), lab.measure((*BASE, "--compile"))
     assert ", compiled, " in compiled["opening"]
     assert base["shapes"] == compiled["shapes"]
@@ -334,12 +344,25 @@ def test_compile(lab, tmp_path):
         assert found == pytest.approx(expected, abs=1e-4)
     assert base["learned"] != compiled["learned"], "nothing was compiled"
 
+
+def test_compile_where_there_is_no_compiler(lab, tmp_path):
+    """One sentence and no folder."""
     done = run_program(*lab.words(*BASE, "--compile", "--output_dir", str(tmp_path / "run")), CXX="/nowhere/g++",
                        TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
     assert done.returncode == 2
     assert "--compile: torch cannot compile here" in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "run").exists()
+
+
+def test_schedule(lab):
+    """Tasks or episodes: other units, other steps, one test set."""
+    tasks, stream = lab.measure(BASE), lab.measure(STREAM)
+    assert len(tasks["evaluation"]) == len(stream["evaluation"]) == 2
+    assert [row["task"] for row in tasks["evaluation"]] == [1, 2]
+    assert [row["episode"] for row in stream["evaluation"]] == [2, 4]
+    assert "forgetting" in tasks["evaluation"][0]
+    assert "forgetting" not in stream["evaluation"][0]
 
 
 def test_speed_test(lab, tmp_path):
@@ -533,6 +556,7 @@ def test_dist_timeout(lab):
 OWN_TESTS: dict[str, Callable] = {
     "device": test_device,
     "compile": test_compile,
+    "schedule": test_schedule,
     "speed_test": test_speed_test,
     "speed_test_only": test_speed_test,
     "pretrained": test_pretrained,

@@ -102,7 +102,7 @@ def test_there_are_no_import_cycles():
 def test_the_graph_sees_what_is_there():
     """Imports inside functions, of packages, of submodules: a graph that missed them would pass every test above."""
     assert imported_names("main") >= {"build", "configs", "configs.base", "configs.checks", "engine",
-                                      "errors", "metrics", "models", "outputs", "records", "utils"}
+                                      "errors", "interruption", "models", "outputs", "records", "utils"}
     assert imported_names("outputs") >= {"engine", "metrics", "plots", "utils"}
     assert "continual_datasets.images" in imported_names("continual_datasets.batches")
 
