@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fixtures import ROOT, run_program, write_npz
-from killing import TASKS, Run, assert_same_results
+from killing import Run, assert_same_results
 
 from utils import load_checkpoint
 
@@ -45,7 +45,7 @@ def test_a_damaged_last_checkpoint_is_noticed_and_the_one_before_it_used(damage,
     assert again.end() == 0, again.text()
     assert "main.py: warning:" in again.text()
     assert "previous.pth, which was saved before it" in again.text()
-    assert_same_results(undisturbed, stopped, TASKS)
+    assert_same_results(undisturbed, stopped)
 
 
 def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(stopped, short_run):
@@ -84,7 +84,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_good(stopped, short_run, undistu
     assert last.read_bytes() == before
     again = Run(stopped, *short_run, "--resume")
     assert again.end() == 0, again.text()
-    assert_same_results(undisturbed, stopped, TASKS)
+    assert_same_results(undisturbed, stopped)
 
 
 def test_two_runs_cannot_share_a_folder(short_run, tmp_path):

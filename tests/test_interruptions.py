@@ -6,7 +6,7 @@ import time
 
 import pytest
 from fixtures import run_program
-from killing import PLACES, TASKS, Run, assert_same_results, kill_at, log, numbers
+from killing import PLACES, Run, assert_same_results, kill_at, log, numbers
 
 
 # ---- signals ----
@@ -26,24 +26,38 @@ def test_a_signal_stops_after_the_step_and_nothing_is_computed_twice(number, sho
     assert again.end() == 0, again.text()
     first_step = next(line for line in again.lines if " step " in line).split()[5]
     assert int(first_step.split("/")[0]) == int(last_step.split("/")[0]) + 1
-    assert_same_results(undisturbed, tmp_path / "run", TASKS)
+    assert_same_results(undisturbed, tmp_path / "run")
 
 
-@pytest.mark.parametrize("changes", [
-    ["--drop", 0.2], *(pytest.param(changes, marks=pytest.mark.long) for changes in (
-        ["--sched", "plateau", "--warmup-epochs", 0], ["--no-reinit-optimizer", "--num-workers", 2],
-        ["--freeze", "patch_embed", "--opt", "sgd"]))], ids=lambda changes: changes[0])
-def test_whatever_has_a_state_goes_on_where_it_was(changes, short_run, tmp_path):
+TASKS_STOP = "task 1/3 epoch 2/2 step 5/9", "task 2/3 epoch 1/2 step 8/9"
+STREAM_STOP = "episode 2/6 epoch 1/2 step 2/4", "episode 4/6 epoch 2/2 step 3/4"
+STREAM = ["--schedule", "gaussian", "--num-tasks", "none", "--no-reinit-optimizer", "--gaussian_episodes", 6,
+          "--gaussian_steps", 4, "--gaussian_width", 4, "--gaussian_eval_every", 2]
+STATES = {
+    "dropout and replay": (["--drop", 0.2, "--replay_per_class", 3], TASKS_STOP),
+    "a stream without tasks": (STREAM, STREAM_STOP),
+    "a stream's schedule": ([*STREAM, "--sched", "cosine", "--warmup-epochs", 0], STREAM_STOP),
+    "plateau": (["--sched", "plateau", "--warmup-epochs", 0], TASKS_STOP),
+    "one optimizer": (["--no-reinit-optimizer", "--num-workers", 2], TASKS_STOP),
+    "a backbone that trains": (["--freeze", "patch_embed", "--opt", "sgd"], TASKS_STOP),
+}
+QUICK = ("dropout and replay", "a stream without tasks")
+
+
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long)
+                                  for name in STATES])
+def test_whatever_has_a_state_goes_on_where_it_was(name, short_run, tmp_path):
+    changes, stops = STATES[name]
     whole = run_program(*short_run, *changes, "--output_dir", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     run = Run(tmp_path / "run", *short_run, *changes)
-    for stop in ("task 1/3 epoch 2/2 step 5/9", "task 2/3 epoch 1/2 step 8/9"):
-        assert run.wait_for(stop)
+    for stop in stops:
+        assert run.wait_for(stop), run.text()
         run.send(signal.SIGTERM)
         assert run.end() == 143, run.text()
         run = Run(tmp_path / "run", *short_run, *changes, "--resume")
     assert run.end() == 0, run.text()
-    assert_same_results(tmp_path / "whole", tmp_path / "run", TASKS)
+    assert_same_results(tmp_path / "whole", tmp_path / "run")
 
 
 def test_a_signal_during_evaluation(short_run, undisturbed, tmp_path):
@@ -55,7 +69,7 @@ def test_a_signal_during_evaluation(short_run, undisturbed, tmp_path):
     again = Run(tmp_path / "run", *short_run, "--resume")
     assert again.end() == 0, again.text()
     assert not any("task 2/3 epoch" in line for line in again.lines)
-    assert_same_results(undisturbed, tmp_path / "run", TASKS)
+    assert_same_results(undisturbed, tmp_path / "run")
 
 
 def test_a_finished_run_stays_as_it_is(short_run, undisturbed):
@@ -78,5 +92,5 @@ def test_a_killed_run_goes_on(place, short_run, undisturbed, tmp_path):
     assert place in found, found
     done = Run(tmp_path / "run", *short_run, "--resume")
     assert done.end() == 0, done.text()
-    assert_same_results(undisturbed, tmp_path / "run", TASKS)
+    assert_same_results(undisturbed, tmp_path / "run")
     assert not list((tmp_path / "run").rglob(".*.tmp"))

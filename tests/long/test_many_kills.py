@@ -25,7 +25,7 @@ def test_twenty_kills(tmp_path, capsys):
         aim = aims[len(found)] if len(found) < KILLS else missing[0]
         place = kill_at(aim, Run(tmp_path / "killed", "demo_l2p", "--print_freq", 1, "--resume"), draw)
         if place is None:  # it had ended before: begin another
-            assert_same_results(tmp_path / "whole", tmp_path / "killed", 5)
+            assert_same_results(tmp_path / "whole", tmp_path / "killed")
             (tmp_path / "killed").rename(tmp_path / f"finished_{len(found)}")
             continue
         found.append(place)
@@ -33,7 +33,7 @@ def test_twenty_kills(tmp_path, capsys):
             print(f"kill {len(found)}: {place}", flush=True)
     last = Run(tmp_path / "killed", "demo_l2p", "--print_freq", 1, "--resume")
     assert last.end(600) == 0, last.text()
-    assert_same_results(tmp_path / "whole", tmp_path / "killed", 5)
+    assert_same_results(tmp_path / "whole", tmp_path / "killed")
     with capsys.disabled():
         print(f"landed: {dict(Counter(found))}", flush=True)
     assert len(found) >= KILLS

@@ -1,0 +1,108 @@
+"""Every experiment that `--list` prints, and every setting of continual learning, through two tasks on small files."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures import write_npz
+from published import class_folders, write_files
+from test_bad_input import run
+from test_data_runs import write_five
+from test_folders import write_core50
+from test_published import accept
+
+from configs import experiment_names, load_experiment
+from utils import load_checkpoint
+
+# The model of the demo on 32 pixels, one epoch, one or two images of each class.
+SMALL = ("--model", "glyph_vit_tiny", "--no-pretrained", "--input-size", 32, "--batch-size", 4, "--epochs", 1,
+         "--num-workers", 0, "--device", "cpu")
+STREAM = ("--gaussian_episodes", 2, "--gaussian_steps", 2, "--gaussian_width", 1, "--gaussian_eval_every", 1)
+
+
+def cifar100(root: Path) -> tuple[object, ...]:
+    return "--data-path", write_npz(root / "data.npz"), "--num-tasks", 2
+
+
+def stream(root: Path) -> tuple[object, ...]:
+    return "--data-path", write_npz(root / "data.npz"), *STREAM
+
+
+def glyphs(root: Path) -> tuple[object, ...]:
+    return "--num-tasks", 2, "--subsample", 1, "--subsample_test", 1
+
+
+def five(root: Path) -> tuple[object, ...]:
+    write_five(root)
+    return "--data-path", root, "--dataset", "MNIST,SVHN"
+
+
+def core50(root: Path) -> tuple[object, ...]:
+    write_core50(root, per_session=1)
+    return "--data-path", root
+
+
+def imagenet_r(root: Path) -> tuple[object, ...]:
+    write_files(root / "imagenet-r", class_folders([f"n0{n}" for n in range(4)], 5, (60, 48), "JPEG"))
+    return "--data-path", root, "--num-tasks", 2
+
+
+FILES = {"cifar100": cifar100, "cifar100_gaussian_l2p": stream, "demo": glyphs, "five_datasets_l2p": five,
+         "core50_l2p": core50, "imagenet_r_l2p": imagenet_r}  # by the name, or by its first word
+SETTINGS = {"cifar100_gaussian_l2p": "task-agnostic", "core50_l2p": "domain-incremental"}  # others: class-incremental
+
+
+@pytest.mark.parametrize("name", experiment_names())
+def test_two_tasks(name, tmp_path, monkeypatch):
+    """To the end, with the experiment's own settings; and `--eval` finds the same numbers."""
+    (tmp_path / "data").mkdir()
+    given = (FILES.get(name) or FILES[name.partition("_")[0]])(tmp_path / "data")
+    accept(monkeypatch, tmp_path / "data")
+    assert run(name, *SMALL, *given, "--output-dir", tmp_path / "run") == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert len(summary["evaluated_after"]) == (8 if name == "core50_l2p" else 2)
+    assert summary["protocol"].endswith(SETTINGS.get(name, "class-incremental"))
+    options = summary["config"]["options"]
+    overridden = {word.removeprefix("--").replace("-", "_") for word in map(str, (*SMALL, *given))}
+    for option, value in load_experiment(name).defaults.items():
+        assert option in overridden | {"output_dir", "pretrained"} or options[option] == value, option
+    assert run("--eval", "--output-dir", tmp_path / "run") == 0
+    again = json.loads((tmp_path / "run" / "eval_summary.json").read_text())
+    for key in ("acc@1", "loss", "average_incremental_acc"):
+        assert again[key] == summary[key]
+
+
+def test_core50_trains_the_backbone_and_asks_a_frozen_copy(tmp_path):
+    """One accuracy for each session on the common test set; a checkpoint holds the ViT, for all of it has moved."""
+    write_core50(tmp_path / "data", per_session=1)
+    assert run("core50_l2p", *SMALL, "--data-path", tmp_path / "data", "--output-dir", tmp_path / "run") == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert len(summary["curve"]) == 8
+    assert summary["acc@1"] == summary["curve"][-1]
+    assert "forgetting" not in summary
+    options = summary["config"]["options"]
+    assert (options["opt"], options["momentum"], options["length"], options["freeze"]) == ("sgd", 0.9, 5, [])
+    assert summary["trainable_parameters"] == summary["config"]["model"]["parameters"]
+    states = [load_checkpoint(tmp_path / "run" / "checkpoint" / f"session0{s}.pth")["model"] for s in (1, 8)]
+    moved = [name for name in states[0] if not torch.equal(states[0][name], states[1][name])]
+    assert any(name.startswith("backbone.blocks.0.") for name in moved)
+    assert (tmp_path / "run" / "accuracy_matrix.csv").read_text().splitlines()[0].startswith("test,after_session_1,")
+
+
+def test_task_incremental_is_another_evaluation_of_the_same_run(tmp_path):
+    data = write_npz(tmp_path / "data.npz", classes=6)
+    words = ("cifar100_l2p", *SMALL, "--data-path", data, "--num-tasks", 3, "--output-dir", tmp_path / "run")
+    assert run(*words) == 0
+    assert run("--eval", "--task_inc", "--output-dir", tmp_path / "run") == 0
+    classes, tasks = (json.loads((tmp_path / "run" / f"{name}.json").read_text()) for name in (
+        "summary", "eval_summary"))
+    assert "task-incremental" in tasks["protocol"]
+    assert tasks["acc@1"] >= classes["acc@1"], "fewer classes compete"
+    assert tasks["loss"] < classes["loss"]
+
+
+def test_task_incremental_needs_tasks_with_classes_of_their_own(tmp_path, capsys):
+    write_core50(tmp_path, per_session=1)
+    assert run("core50_l2p", *SMALL, "--data-path", tmp_path, "--task_inc", "--output-dir", "") == 2
+    assert "--task_inc: in a domain-incremental scenario all sessions are tested on the same" in capsys.readouterr().err
