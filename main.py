@@ -93,13 +93,13 @@ def with_saved_options(command: Command) -> Command:
     Raises:
         InputError: no run to evaluate, or an option given that would make it another run; each is named.
     """
-    import outputs
+    import run_folder
 
     folder = command.options["output_dir"]
-    if not folder or not (command.options["eval"] or (command.options["resume"] and outputs.holds_run(folder))):
+    if not folder or not (command.options["eval"] or (command.options["resume"] and run_folder.holds_run(folder))):
         return command
     mode = "--eval" if command.options["eval"] else "--resume"
-    config = outputs.read_config(folder)
+    config = run_folder.read_config(folder)
     check_saved(config, f"{folder}/config.json")
     free = {name for name, option in OPTIONS.items() if option.run_only}
     free |= {"device", "data_path", "init_checkpoint"}
@@ -123,19 +123,20 @@ def with_saved_options(command: Command) -> Command:
 
 def check_output_dir(options: dict[str, Any]) -> None:
     """Refuse to write over a run, or where nothing can be written; makes nothing."""
-    import outputs
+    import run_folder
 
     folder = options["output_dir"]
     if not folder:
         return
-    outputs.check_writable(folder)
-    if outputs.holds_run(folder) and not (options["resume"] or options["overwrite"] or options["eval"]):
+    run_folder.check_writable(folder)
+    if run_folder.holds_run(folder) and not (options["resume"] or options["overwrite"] or options["eval"]):
         raise InputError(f"--output_dir {folder} already holds a run: add --resume to continue it, --eval to evaluate "
                          "it, --overwrite to remove it, or name another folder.")
 
 
 def build_and_run(command: Command, processes, device, precision: str, stop_signals: Sequence[int]) -> int:
     import outputs
+    import run_folder
     from build import build_batches, build_recipe, check_optimizer, check_recipe, read_scenario
     from engine import Continual
     from interruption import STOP_SIGNALS, StopRequest
@@ -153,7 +154,7 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
     for note in scenario.notes:
         warn(processes, note)
     if options["eval"] or options["resume"]:
-        outputs.check_scenario(options["output_dir"], scenario.record)
+        run_folder.check_scenario(options["output_dir"], scenario.record)
     with main_process_first(processes):  # one process fetches weights, the others find them
         model = build_model(options, scenario.num_classes)
     config = describe_run(command.experiment, options, model, scenario, processes, device, precision)
@@ -173,19 +174,19 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
             from_main_process(processes, lambda: claim(options, claims))
         resume_from = None
         if options["resume"]:
-            resume_from, warning = from_main_process(processes, lambda: outputs.load_last_checkpoint(folder, config))
+            resume_from, warning = from_main_process(processes, lambda: run_folder.load_last_checkpoint(folder, config))
             if warning:
                 warn(processes, warning)
             if resume_from:
-                before, now = (c["hardware"]["device"] for c in (outputs.read_config(str(folder)), config))
+                before, now = (c["hardware"]["device"] for c in (run_folder.read_config(str(folder)), config))
                 if before != now:
                     warn(processes, f"the run began on {before} and goes on on {now}: its numbers will differ in "
                                     "their last bits from those of a run on one of them.")
         if options["eval"]:
-            for content in outputs.load_task_checkpoints(folder, checkpoint_names(scenario), config):
+            for content in run_folder.load_task_checkpoints(folder, checkpoint_names(scenario), config):
                 model.load_learned_state(content["model"])  # every one fits, before anything is evaluated
         if processes.is_main and options["overwrite"]:
-            outputs.remove_run(options["output_dir"])
+            run_folder.remove_run(options["output_dir"])
         reporter = outputs.Silent()
         if processes.is_main and options["speed_test_only"]:
             reporter = outputs.SpeedReporter(options["output_dir"], config)
@@ -209,7 +210,7 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
 
 def carry_out(continual, options: dict[str, Any], folder: Path, config: dict[str, Any], resume_from) -> int:
     """Measure, train or evaluate, as the options say."""
-    import outputs
+    import run_folder
     from engine import NonFiniteLossError
     from interruption import Interrupted
     from models import QueryCache
@@ -227,7 +228,7 @@ def carry_out(continual, options: dict[str, Any], folder: Path, config: dict[str
         with continual.stop:
             if options["eval"]:
                 run = continual.nothing_found()
-                for content in outputs.load_task_checkpoints(folder, names, config):
+                for content in run_folder.load_task_checkpoints(folder, names, config):
                     continual.model.load_learned_state(content["model"])
                     continual.evaluate_till_now(content["task"], run)
             else:
@@ -252,9 +253,9 @@ def checkpoint_names(scenario) -> dict[int, str]:
 
 def claim(options: dict[str, Any], claims: ExitStack) -> None:
     """Keep other runs out of output_dir, and look again, now that nobody else can begin one."""
-    import outputs
+    import run_folder
 
-    lock = outputs.OutputLock(options["output_dir"], patience=5.0 if options["resume"] else 0.0)
+    lock = run_folder.OutputLock(options["output_dir"], patience=5.0 if options["resume"] else 0.0)
     claims.callback(lock.release)
     check_output_dir(options)
 

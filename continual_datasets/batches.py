@@ -59,7 +59,7 @@ class Batches:
         self.batch_size, self.seed, self.device = batch_size, seed, device
         self.rank, self.world_size = rank, world_size
         self.prefetch, self.pin_memory = prefetch, pin_memory and device.type == "cuda"
-        self._on_gpu: dict[int, tuple[Pixels, Tensor]] = {}
+        self._on_gpu: dict[Pixels, Tensor] = {}
 
     @property
     def global_batch_size(self) -> int:
@@ -188,12 +188,14 @@ class Batches:
     def _resident(self, store: Pixels) -> Tensor:
         """The pixels of a whole data set: on the GPU from their first use on, if they leave most of it free."""
         pixels_SHWC = torch.from_numpy(store.pixels_SHWC)
-        if self.device.type == "cuda" and id(store) not in self._on_gpu:
+        if self.device.type != "cuda":
+            return pixels_SHWC
+        if store not in self._on_gpu:
             room = torch.cuda.get_device_properties(self.device).total_memory // 8
-            fits = sum(kept.nbytes for _, kept in self._on_gpu.values()) + pixels_SHWC.nbytes <= room
-            # The store is kept, too: another one at its address must not be taken for it.
-            self._on_gpu[id(store)] = store, pixels_SHWC.to(self.device) if fits else pixels_SHWC
-        return self._on_gpu[id(store)][1] if self.device.type == "cuda" else pixels_SHWC
+            kept = sum(pixels.nbytes for pixels in self._on_gpu.values() if pixels.is_cuda)
+            fits = kept + pixels_SHWC.nbytes <= room
+            self._on_gpu[store] = pixels_SHWC.to(self.device) if fits else pixels_SHWC
+        return self._on_gpu[store]
 
     def _copy(self, tensor: Tensor) -> Tensor:
         if tensor.device.type == self.device.type:

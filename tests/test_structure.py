@@ -11,7 +11,7 @@ import pytest
 from fixtures import ROOT
 
 _ASSEMBLERS = {"configs", "continual_datasets", "distributed", "engine", "errors", "metrics", "models", "outputs",
-               "prompt", "records", "utils"}
+               "prompt", "records", "run_folder", "utils"}
 ALLOWED = {  # room (a top-level file or folder): the rooms that it may import; imports inside a room are its own matter
     "main": _ASSEMBLERS | {"build", "interruption", "speed_test"},
     "build": {"continual_datasets", "distributed", "engine", "errors", "models", "utils"},
@@ -24,6 +24,7 @@ ALLOWED = {  # room (a top-level file or folder): the rooms that it may import; 
     "speed_test": {"engine", "errors", "utils"},
     "models": {"errors", "prompt", "utils"},
     "outputs": {"engine", "errors", "metrics", "plots", "utils"},
+    "run_folder": {"errors", "utils"},
     "records": {"continual_datasets", "errors", "models", "utils"},
     "continual_datasets": {"errors", "utils"},
     "configs": {"errors"},
