@@ -208,6 +208,23 @@ def test_two_processes_agree_with_each_other_and_with_one(data, tmp_path):
     assert results(tmp_path / "two")["per_task"] == results(tmp_path / "one")["per_task"]
 
 
+@pytest.mark.long
+def test_three_processes_evaluate_every_image_once(data, finished, tmp_path):
+    """10 images a task in batches of 7: two batches, which three processes cannot share out evenly."""
+    found = {}
+    for count in (1, 2, 3):
+        folder = copy_run(finished, tmp_path / str(count))
+        done = run_program("--eval", "--output_dir", folder, "--batch-size", 7,
+                           launcher=(*TORCHRUN[:-1], f"--nproc_per_node={count}"))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("after task 3/3") == 1
+        found[count] = results(folder, "eval_summary.json")
+    assert found[1]["per_task"] == found[2]["per_task"] == found[3]["per_task"]
+    assert found[1]["acc@1_per_image"] == found[2]["acc@1_per_image"] == found[3]["acc@1_per_image"]
+    assert found[2]["loss"] == pytest.approx(found[1]["loss"], abs=1e-5)
+    assert found[3]["loss"] == pytest.approx(found[1]["loss"], abs=1e-5)
+
+
 # ---- baselines and reproducibility ----
 @pytest.mark.parametrize(("experiment", "trained"), [
     ("cifar100_finetune", 820_352 + 6 * 128 + 6), ("cifar100_linear", 6 * 128 + 6), ("cifar100_ncm", 0)])
