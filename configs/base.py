@@ -122,12 +122,13 @@ GROUPS: dict[str, list[Option]] = {
         _o("momentum", number(0, 1), 0.9, "momentum of sgd and the like"),
         _o("weight_decay", number(0), 0.0, "weight decay of matrices (none for biases)"),
         _o("clip_grad", or_none(number(1e-12)), 1.0, "largest global gradient norm of what trains; none: no clipping"),
-        _o("reinit_optimizer", boolean, True, "a new optimizer and schedule for every task; otherwise both go on"),
+        _o("reinit_optimizer", boolean, True, "a new optimizer and schedule for every task; otherwise one of each for "
+           "the whole run"),
     ],
     "learning rate": [
         _o("lr", number(0), 0.03, "learning rate for a batch of 256"),
         _o("unscale_lr", boolean, True, "scale lr by the batch of one process, not of all processes together"),
-        _o("sched", str, "constant", "schedule over the epochs of a task, timm's", SCHEDULES),
+        _o("sched", str, "constant", "schedule over the epochs of a task, or of the whole run, timm's", SCHEDULES),
         _o("warmup_epochs", integer(0), 5, "epochs of linear warm-up (not with constant)"),
         _o("warmup_lr", number(0), 1e-6, "learning rate where the warm-up begins"),
         _o("min_lr", number(0), 1e-5, "lowest learning rate of cosine, tanh, poly, plateau"),

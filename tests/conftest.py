@@ -23,3 +23,10 @@ def undisturbed(short_run, tmp_path_factory) -> Path:
     done = run_program(*short_run, "--output_dir", folder)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory):
+    from lab import Lab  # late: torch must not be imported before the line above
+
+    return Lab(tmp_path_factory.mktemp("options"))

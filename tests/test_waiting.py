@@ -71,22 +71,23 @@ def parts(device: str = "cpu", **changes):
     return model.train(), batches, images
 
 
-def one_epoch(model, batches, images, device: str = "cpu") -> list[torch.Tensor]:
+def one_epoch(model, batches, images, device: str = "cpu", replay=()) -> list[torch.Tensor]:
     """Steps as the engine takes them; the optimizer's own arithmetic is left out where it is not ours."""
     optimizer = torch.optim.Adam([p for _, p in model.trained_parameters()], lr=0.01, fused=device != "cpu")
     if device == "cpu":
         optimizer.step = lambda: None
     outside_K = torch.zeros(CLASSES, dtype=torch.bool, device=device)
-    steps = iter(batches.training(images, 0, 0))
+    steps = iter(batches.training(images, 0, 0, replay=replay))
     return [train_step(model, optimizer, next(steps), 0, outside_K, 1.0)[0] for _ in range(3)]
 
 
+@pytest.mark.parametrize("replayed", [False, True])
 @pytest.mark.parametrize("changes", [{}, {"batchwise": False}, {"trained_key": False}, {"task_mask": True}],
                          ids=lambda changes: ",".join(changes) or "vote")
-def test_a_step_reads_no_value(changes):
+def test_a_step_reads_no_value(changes, replayed):
     model, batches, images = parts(**changes)
     with readings() as found:
-        losses = one_epoch(model, batches, images)
+        losses = one_epoch(model, batches, images, replay=[images] if replayed else ())
     assert found == []
     assert len(losses) == 3
 
@@ -106,10 +107,10 @@ def test_the_counter_counts(reading):
 def test_a_step_does_not_wait_for_the_gpu(changes):
     """torch's own detector of synchronisations, on whole steps with data, optimizer and clipping."""
     model, batches, images = parts("cuda", **changes)
-    one_epoch(model, batches, images, "cuda")  # the first kernels are loaded
+    one_epoch(model, batches, images, "cuda", replay=[images])  # the first kernels are loaded
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        one_epoch(model, batches, images, "cuda")
+        one_epoch(model, batches, images, "cuda", replay=[images])
     finally:
         torch.cuda.set_sync_debug_mode("default")
