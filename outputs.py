@@ -121,10 +121,10 @@ class Reporter(SpeedReporter):
 
     def evaluated(self, column: int, run: RunState, prompts_RM: Tensor | None) -> None:
         found, number = run.accuracy.summary(column), self.numbers[column]
-        each = " ".join(f"{a:.2f}" for a in found["per_task"]) + "\n " if "per_task" in found else ""
+        each = " ".join(f"{a:.2f}" for a in found["per_task"]) + "\n  " if "per_task" in found else ""
         about_tasks = (f"  forgetting {found['forgetting']:.2f}  backward {found['backward']:.2f}"
                        if "forgetting" in found else "")
-        self.say(f"after {self._name(number)}:  {each} Acc@1 {found['acc@1']:.2f}  Acc@5 {found['acc@5']:.2f}  "
+        self.say(f"after {self._name(number)}:  {each}Acc@1 {found['acc@1']:.2f}  Acc@5 {found['acc@5']:.2f}  "
                  f"loss {found['loss']:.4f}{about_tasks}")
         chosen = {"prompts": prompts_RM.tolist()} if prompts_RM is not None else {}
         per_image = {"acc@1_per_image": run.per_image.acc_at_1(column)} if run.per_image.column_complete(column) else {}
