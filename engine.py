@@ -45,7 +45,7 @@ class Reporter(Protocol):
 
     def steps(self, task: int, epoch: int, done: int, total: int, loss: float, acc1: float, lr: float) -> None: ...
     def epoch(self, task: int, epoch: int, **values: Any) -> None: ...
-    def evaluated(self, column: int, run: "RunState", prompts_RM: Tensor | None) -> None: ...
+    def evaluated(self, column: int, run: "RunState") -> None: ...
     def save(self, name: str, content: dict[str, Any]) -> None: ...
 
 
@@ -62,6 +62,8 @@ class RunState:
     """Where training goes on: `epoch` epochs of `task` are done, and `step` steps of the next."""
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     """Loss, hits and images of those steps, over all processes."""
+    prompts_RM: list[list[int]] | None = None
+    """How often each prompt was chosen for each test set, at the last evaluation."""
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
     images_trained: int = 0
@@ -146,9 +148,9 @@ class Continual:
             started = time.perf_counter()
             try:
                 if hasattr(self.model.head, "observe"):
-                    values = self._observe_one_epoch(run.task)
+                    values, stop = self._observe_one_epoch(run.task), 0
                 else:
-                    values = self._train_one_epoch(learner, run, optimizer)
+                    values, stop = self._train_one_epoch(learner, run, optimizer)
             except Interrupted:
                 run.train_seconds += time.perf_counter() - started
                 self._save_last(run, optimizer, schedule)
@@ -162,10 +164,13 @@ class Continual:
             self.reporter.epoch(run.task, run.epoch, seconds=time.perf_counter() - started, **values)
             run.epoch, run.step, run.sums = run.epoch + 1, 0, [0.0, 0.0, 0.0]
             self._save_last(run, optimizer, schedule)
+            if stop:
+                raise Interrupted(stop)
 
-    def _train_one_epoch(self, learner: nn.Module, run: RunState, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    def _train_one_epoch(self, learner: nn.Module, run: RunState,
+                         optimizer: torch.optim.Optimizer) -> tuple[dict[str, float], int]:
         """One pass over a task, or what is left of it. Nothing in a step waits for the device; sums are read every
-        `print_freq` steps."""
+        `print_freq` steps. Returns what to log, and the signal that came too late to stop before the epoch's end."""
         task, epoch, print_freq = run.task, run.epoch, self.recipe.print_freq
         data, replay = self.scenario.tasks[task].train, self.scenario.tasks[task].replay
         total = self.batches.steps_per_epoch(data, self.scenario.steps)
@@ -175,6 +180,7 @@ class Continual:
         if self.processes.is_main:  # as one process of several adds only its own
             sums += torch.tensor(run.sums, dtype=torch.float64, device=self.device)
         losses: list[Tensor] = []
+        stop = 0
         lr = optimizer.param_groups[0]["lr"]
         for batch in self.batches.training(data, task, epoch, first_step=run.step, steps=self.scenario.steps,
                                            replay=replay):
@@ -192,13 +198,13 @@ class Continual:
                 losses.clear()
                 loss_mean, acc1 = _means(sums)
                 self.reporter.steps(task, epoch, run.step, total, loss_mean, acc1, lr)
-            if stop and run.step < total:  # after the last step the epoch is finished, and evaluation stops
+            if stop and run.step < total:  # after the last step the epoch is finished
                 self._stop_if_parameters_are_not_finite(task, epoch, run.step)
                 run.sums = sum_over_processes(sums).tolist()
                 raise Interrupted(stop)
         self._stop_if_parameters_are_not_finite(task, epoch, total)
         loss_mean, acc1 = _means(sum_over_processes(sums))
-        return {"loss": loss_mean, "acc@1": acc1, "lr": lr}
+        return {"loss": loss_mean, "acc@1": acc1, "lr": lr}, stop
 
     def _stop_if_parameters_are_not_finite(self, task: int, epoch: int, step: int) -> None:
         """The last step's loss was finite before its update: what the update made must be so too, or it is saved."""
@@ -250,7 +256,8 @@ class Continual:
                 run.per_image.record(row, column, *values)
             counts.append(chosen_M)
         run.eval_seconds += time.perf_counter() - started
-        self.reporter.evaluated(column, run, torch.stack(counts) if counts[0] is not None else None)
+        run.prompts_RM = torch.stack(counts).tolist() if counts[0] is not None else None
+        self.reporter.evaluated(column, run)
 
     @torch.no_grad()
     def evaluate(self, task: int, per_image: bool) -> tuple[float, float, float, Tensor | None]:
@@ -299,7 +306,7 @@ class Continual:
         if self.processes.world_size == 1:
             return self.model
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(self.model, device_ids=device_ids, broadcast_buffers=False)
+        return DistributedDataParallel(self.model, device_ids=device_ids)
 
     def _save_last(self, run: RunState, optimizer, schedule) -> None:
         self.reporter.save("last", {

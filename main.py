@@ -129,7 +129,9 @@ def check_output_dir(options: dict[str, Any]) -> None:
     if not folder:
         return
     run_folder.check_writable(folder)
-    if run_folder.holds_run(folder) and not (options["resume"] or options["overwrite"] or options["eval"]):
+    modes = ("resume", "overwrite", "eval", "speed_test_only")
+    if run_folder.holds_run(folder) and not any(options[mode] for mode in modes):
+        run_folder.read_config(folder)
         raise InputError(f"--output_dir {folder} already holds a run: add --resume to continue it, --eval to evaluate "
                          "it, --overwrite to remove it, or name another folder.")
 
@@ -178,7 +180,8 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
             if warning:
                 warn(processes, warning)
             if resume_from:
-                before, now = (c["hardware"]["device"] for c in (run_folder.read_config(str(folder)), config))
+                before, now = (c.get("hardware", {}).get("device") for c in (
+                    run_folder.read_config(str(folder)), config))
                 if before != now:
                     warn(processes, f"the run began on {before} and goes on on {now}: its numbers will differ in "
                                     "their last bits from those of a run on one of them.")

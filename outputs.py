@@ -9,6 +9,9 @@
     speed.json            what --speed_test measured
     tensorboard/, plots/
 
+Where the data have sessions, or a stream its episodes, their names are in the place of `task`; and where there is one
+test set for all, the matrix has one row.
+
 Only the main process writes and prints; the others get a `Silent` reporter with the same interface.
 """
 
@@ -22,7 +25,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-from torch import Tensor
 
 from engine import RunState
 from metrics import AccuracyMatrix
@@ -35,7 +37,7 @@ class Silent:
     def say(self, text: str) -> None: ...
     def steps(self, task, epoch, done, total, loss, acc1, lr) -> None: ...
     def epoch(self, task, epoch, **values) -> None: ...
-    def evaluated(self, column, run, prompts_RM) -> None: ...
+    def evaluated(self, column, run) -> None: ...
     def save(self, name, content) -> None: ...
     def speed(self, found) -> None: ...
 
@@ -78,18 +80,25 @@ class Reporter(SpeedReporter):
         self.stream = stream or sys.stdout
         self._bar = None
         self._tensorboard = None
-        self._prompts_RM: np.ndarray | None = None
         if self.folder and not evaluation:
             if keep_log is None:
                 _write_json(self.folder / "config.json", config)
                 _write_text(self.folder / "log.jsonl", "")
-            else:  # what a killed run did after its last checkpoint is done, and logged, again
-                os.truncate(self.folder / "log.jsonl", keep_log)
+            else:
+                self._shorten_log(keep_log)
             for path in [*self.folder.glob(".*.tmp"), *self.folder.glob("checkpoint/.*.tmp")]:
                 path.unlink()  # half-written files of a run that was killed
             from torch.utils.tensorboard import SummaryWriter  # slow to import, so only where it writes
 
             self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"))
+
+    def _shorten_log(self, length: int) -> None:
+        """What a killed run did after its last checkpoint is done, and logged, again."""
+        path = self.folder / "log.jsonl"
+        lines = path.read_bytes()[:length] if path.exists() else b""
+        if len(lines) < length:
+            self.say(f"warning: {path} is gone or shorter than it was: the run goes on, and the log lacks some lines.")
+        _write_text(path, lines[:lines.rfind(b"\n") + 1].decode())
 
     # ---- what the engine calls ----
     def say(self, text: str) -> None:
@@ -119,26 +128,24 @@ class Reporter(SpeedReporter):
             self._scalars(task * self.epochs + epoch, train_loss=values["loss"], train_acc=values["acc@1"],
                           lr=values["lr"])
 
-    def evaluated(self, column: int, run: RunState, prompts_RM: Tensor | None) -> None:
+    def evaluated(self, column: int, run: RunState) -> None:
         found, number = run.accuracy.summary(column), self.numbers[column]
         each = " ".join(f"{a:.2f}" for a in found["per_task"]) + "\n  " if "per_task" in found else ""
         about_tasks = (f"  forgetting {found['forgetting']:.2f}  backward {found['backward']:.2f}"
                        if "forgetting" in found else "")
         self.say(f"after {self._name(number)}:  {each}Acc@1 {found['acc@1']:.2f}  Acc@5 {found['acc@5']:.2f}  "
                  f"loss {found['loss']:.4f}{about_tasks}")
-        chosen = {"prompts": prompts_RM.tolist()} if prompts_RM is not None else {}
+        chosen = {"prompts": run.prompts_RM} if run.prompts_RM is not None else {}
         per_image = {"acc@1_per_image": run.per_image.acc_at_1(column)} if run.per_image.column_complete(column) else {}
         self._log("evaluation", **{self.unit: number}, **found, **per_image, **chosen)
         official = {"avg_acc": "acc@1", "test_loss": "loss", "forgetting": "forgetting", "backward": "backward",
                     "learning_acc": "learning_acc"}  # the names of the official code's tags
         self._scalars(number, **{tag: found[name] for tag, name in official.items() if name in found}, **per_image,
                       **{f"accuracy_{i + 1}": a for i, a in enumerate(run.accuracy.per_task(column))})
-        if prompts_RM is not None:
-            self._prompts_RM = prompts_RM.numpy()
-            if self._tensorboard:
-                indices = np.repeat(np.arange(prompts_RM.shape[1]), self._prompts_RM.sum(0))
-                self._tensorboard.add_histogram("prompts_chosen", indices, number, bins=np.arange(
-                    prompts_RM.shape[1] + 1) - 0.5)
+        if run.prompts_RM is not None and self._tensorboard:
+            prompts_M = np.sum(run.prompts_RM, axis=0)
+            indices = np.repeat(np.arange(len(prompts_M)), prompts_M)
+            self._tensorboard.add_histogram("prompts_chosen", indices, number, bins=np.arange(len(prompts_M) + 1) - 0.5)
         self._write_matrix(run.accuracy)
 
     def _name(self, number: int) -> str:
@@ -196,8 +203,8 @@ class Reporter(SpeedReporter):
         plots.plot_over_tasks(run.accuracy.curve(columns[-1]), forgetting, folder / f"over_{self.unit}s.png",
                               per_image if np.isfinite(per_image).any() else None, self.unit,
                               None if self.numbers == list(range(1, len(columns) + 1)) else self.numbers)
-        if self._prompts_RM is not None:
-            plots.plot_prompt_selection(self._prompts_RM, folder / "prompts_per_task.png", self.top_k, self.unit)
+        if run.prompts_RM is not None:
+            plots.plot_prompt_selection(run.prompts_RM, folder / "prompts_per_task.png", self.top_k, self.unit)
 
     # ---- files ----
     def _write_matrix(self, accuracy: AccuracyMatrix) -> None:
@@ -210,6 +217,8 @@ class Reporter(SpeedReporter):
         if self.folder and not self.evaluation:
             with open(self.folder / "log.jsonl", "a") as file:
                 file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **values}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # as long-lived as the checkpoint that counts its bytes
 
     def _scalars(self, step: int, **values: float) -> None:
         if self._tensorboard:

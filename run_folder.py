@@ -28,6 +28,9 @@ def read_config(output_dir: str) -> dict[str, Any]:
         config = json.loads(path.read_text())
         return config if isinstance(config["options"], dict) else {}["options"]
     except FileNotFoundError:
+        if holds_run(output_dir):
+            raise InputError(f"--output_dir {output_dir} holds files of a run but no {path}: put it back, remove them "
+                             "by hand, or name another folder.") from None
         raise InputError(f"--output_dir {output_dir} holds no run: there is no {path}.") from None
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged: it does not hold the options of a run.") from error
@@ -55,7 +58,11 @@ class OutputLock:
     def __init__(self, output_dir: str, patience: float = 0.0):
         """Wait up to `patience` seconds: a job that was requeued may meet the last moments of its predecessor."""
         self.path = Path(output_dir) / ".lock"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--output_dir {output_dir}: it cannot be made ({error.strerror}); name another folder."
+                             ) from error
         until = time.monotonic() + patience
         while not self._taken():
             if time.monotonic() >= until:
@@ -144,7 +151,11 @@ def load_last_checkpoint(folder: Path, config: dict[str, Any]) -> tuple[dict[str
     except InputError as error:
         if not paths[1].exists():
             raise
-        content, path = load_checkpoint(paths[1]), paths[1]
+        try:
+            content, path = load_checkpoint(paths[1]), paths[1]
+        except InputError:
+            raise InputError(f"--resume: {paths[0]} and {paths[1]} are both damaged or missing: put one back, or begin "
+                             "anew with --overwrite.") from error
         warning = f"{str(error).split(':')[0]}: going on from {path}, which was saved before it."
     check_made_by(content, config, path)
     if "run" not in content:

@@ -172,7 +172,7 @@ def job_words(submission: Submission, job_dir: Path) -> list[str]:
         options["output_dir"] = output_dir
         program.check_output_dir(options)
         program.with_saved_options(submission.command)
-    if not options["eval"]:
+    if not (options["eval"] or options["speed_test_only"]):
         words.append("--resume")
     if "device" not in given:  # a job that asked for GPUs fails without them, and one that did not takes none
         words += ["--device", "cuda" if submission.gpus_per_node else "cpu"]

@@ -55,18 +55,24 @@ if [[ -n ${SLURM_STEP_ID:-} && $SLURM_STEP_ID != 4294967290 && ${0##*/} != slurm
 in_job=
 if [[ -n ${SLURM_JOB_ID:-} && -z $in_step ]]; then in_job=yes; fi
 
-# --resume begins a run, or continues it; --eval and --overwrite exclude it.
+# --resume begins a run, or continues it; --eval, --overwrite and --speed_test_only exclude it.
 arguments=("$@")
 resume=yes
 output=
-for argument in "$@"; do
-  case ${argument//_/-} in
-    --eval | --eval=*) resume= ;;
-    --overwrite | --overwrite=*)
-      [[ -z $in_job ]] || fail "--overwrite would also remove the job's own progress when it is requeued: name another \
---output_dir, or remove the run first."
+words=("$@" "")
+for number in "${!arguments[@]}"; do
+  argument=${words[number]//_/-}
+  value=${words[number + 1]}
+  if [[ $argument == *=* ]]; then value=${argument#*=}; fi
+  case ${argument%%=*} in
+    --eval | --overwrite | --speed-test-only)
+      case ${value,,} in false | no | off | 0) continue ;; esac
+      if [[ ${argument%%=*} == --overwrite && -n $in_job ]]; then
+        fail "--overwrite would also remove the job's own progress when it is requeued: name another --output_dir, or \
+remove the run first."
+      fi
       resume= ;;
-    --output-dir | --output-dir=*) output=yes ;;
+    --output-dir) output=yes ;;
   esac
 done
 if [[ -n $resume ]]; then
@@ -83,10 +89,21 @@ if [[ -z $in_job ]]; then
   if [[ -z $PROCESSES ]]; then
     PROCESSES=$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))') || exit
   fi
+  [[ $PROCESSES =~ ^[1-9][0-9]*$ ]] || fail "PROCESSES=$PROCESSES: give a whole number of at least 1."
   if [[ $PROCESSES == 1 ]]; then
     exec "$PYTHON" "$code/main.py" "${arguments[@]}"
   fi
-  exec "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node="$PROCESSES" "$code/main.py" "${arguments[@]}"
+  # torchrun passes SIGTERM on to its processes, and no other signal; it ends with 1 whatever they end with.
+  stopped=
+  trap 'stopped=143; kill -TERM $!' TERM
+  trap 'stopped=138; kill -TERM $!' USR1
+  trap 'stopped=130; kill -TERM $!' INT
+  "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node="$PROCESSES" "$code/main.py" "${arguments[@]}" &
+  wait $!
+  status=$?
+  while [[ -n $stopped ]] && kill -0 $! 2> /dev/null; do wait $!; status=$?; done
+  if [[ -n $stopped && $status != 0 ]]; then exit "$stopped"; fi
+  exit "$status"
 fi
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}

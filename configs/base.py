@@ -204,7 +204,8 @@ GROUPS: dict[str, list[Option]] = {
         _o("eval", boolean, False, "evaluate the checkpoints of the run in output_dir", run_only=True),
     ],
     "processes": [
-        _o("world_size", or_none(integer(1)), None, "processes expected; the launcher's number when not given"),
+        _o("world_size", or_none(integer(1)), None, "processes expected; the launcher's number when not given",
+           run_only=True),
         _o("dist_url", str, "env://", "where the processes meet", run_only=True),
         _o("dist_timeout", number(1, 1e6), 1800.0, "seconds that a process waits for the others before it gives up",
            run_only=True),

@@ -61,19 +61,14 @@ def check(options: dict[str, Any]) -> list[str]:
 
 
 def _check_stream(o: dict[str, Any]) -> None:
-    """Refuse what needs to know of tasks, of which a stream has none."""
-    needs_tasks = {"task_inc": True, "use_prompt_mask": True, "shared_prompt_pool": True, "shared_prompt_key": True,
-                   "reinit_optimizer": True}
-    for name, value in needs_tasks.items():
-        if o[name] == value:
-            raise InputError(f"--{name} needs to know where a task begins or ends, and --schedule gaussian has no "
-                             f"tasks: use --no-{name}.")
-    for name in ("num_tasks", "classes_per_task"):
-        if o[name] is not None:
-            raise InputError(f"--{name} needs tasks, and --schedule gaussian has none: use --gaussian_episodes.")
+    """Refuse what needs to know of tasks, of which a stream has none; all of it in one sentence."""
+    switches = ("task_inc", "use_prompt_mask", "shared_prompt_pool", "shared_prompt_key", "reinit_optimizer")
+    remedies = [f"--no-{name}" for name in switches if o[name]]
+    remedies += [f"--{name} none" for name in ("num_tasks", "classes_per_task") if o[name] is not None]
     if o["replay_per_class"]:
-        raise InputError("--replay_per_class keeps images when a task ends, and --schedule gaussian has no tasks: "
-                         "leave it out.")
+        remedies.append("--replay_per_class 0")
     if o["head"] == "ncm":
-        raise InputError("--head ncm counts every image of a task once, and --schedule gaussian has no tasks: use "
-                         "--head linear.")
+        remedies.append("--head linear")
+    if remedies:
+        raise InputError(f"--schedule gaussian has no tasks, of which other options need to know: add "
+                         f"{' '.join(remedies)}.")

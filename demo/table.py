@@ -8,9 +8,9 @@ from pathlib import Path
 def row(folder: str) -> list[str]:
     summary = json.loads((Path(folder) / "summary.json").read_text())
     seconds = summary["train_seconds"] + summary["eval_seconds"]
-    numbers = [summary["acc@1"], summary["forgetting"], summary["learning_acc"]]
-    trained = f"{summary['trainable_parameters']:,}"
-    return [summary["config"]["experiment"], *(f"{x:.2f}" for x in numbers), f"{seconds:.1f}", trained]
+    numbers = [summary.get(name) for name in ("acc@1", "forgetting", "learning_acc")]
+    return [summary["config"]["experiment"], *("" if x is None else f"{x:.2f}" for x in numbers), f"{seconds:.1f}",
+            f"{summary['trainable_parameters']:,}"]
 
 
 def main(folders: list[str]) -> None:

@@ -255,7 +255,7 @@ def test_overwrite_leaves_what_no_run_wrote(data, finished, tmp_path, capsys):
     mine = tmp_path / "output" / "checkpoint" / "precious.pt"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
-    assert "holds no run" in refused(capsys, *tiny(data, tmp_path / "output", "--overwrite"))
+    assert "holds files of a run but no" in refused(capsys, *tiny(data, tmp_path / "output", "--overwrite"))
     copy_run(finished, tmp_path / "output")
     assert run(*tiny(data, tmp_path / "output", "--overwrite")) == 0
     assert mine.read_text() == "mine"

@@ -1,6 +1,7 @@
 """Damaged checkpoints, full disks, folders in use, other data: noticed, said, and nothing lost."""
 
 import json
+import re
 import resource
 import shutil
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fixtures import ROOT, run_program, write_npz
-from killing import Run, assert_same_results
+from killing import Run, assert_same_results, log, numbers
 
 from utils import load_checkpoint
 
@@ -66,8 +67,47 @@ def test_both_checkpoints_damaged(stopped, short_run):
     before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
     done = run_program(*short_run, "--output_dir", stopped, "--resume")
     assert done.returncode == 2
-    assert "previous.pth" in done.stderr
+    assert re.search(r"last\.pth and .*previous\.pth are both damaged or missing", done.stderr)
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut short"])
+def test_a_log_that_is_gone_stops_no_run(damage, stopped, short_run, undisturbed):
+    """The checkpoint counts: the run goes on, the log holds whole lines only, and what was lost is said."""
+    path = stopped / "log.jsonl"
+    lines = path.read_text()
+    path.unlink()
+    if damage == "cut short":
+        path.write_text(lines[:len(lines) // 2])
+    done = run_program(*short_run, "--output_dir", stopped, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "log.jsonl is gone or shorter than it was" in done.stdout
+    kept = log(stopped)
+    assert kept == log(undisturbed)[-len(kept):] or damage == "cut short"
+    assert all(row in log(undisturbed) for row in kept)
+    assert numbers(stopped) == numbers(undisturbed)
+
+
+def test_what_is_drawn_at_the_end_survives_a_kill_before_it(undisturbed, short_run, tmp_path):
+    """Killed behind its last checkpoint, a run has no summary and no plots; the next start writes all of them."""
+    folder = shutil.copytree(undisturbed, tmp_path / "run")
+    (folder / "summary.json").unlink()
+    shutil.rmtree(folder / "plots")
+    done = run_program(*short_run, "--output_dir", folder, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert numbers(folder) == numbers(undisturbed)
+    assert {path.name for path in (folder / "plots").iterdir()} == {
+        path.name for path in (undisturbed / "plots").iterdir()}
+    assert "prompts_per_task.png" in {path.name for path in (folder / "plots").iterdir()}
+
+
+@pytest.mark.parametrize("mode", ["--resume", "--eval", "--overwrite", "--no-resume"])
+def test_a_run_without_its_config(mode, stopped, short_run):
+    (stopped / "config.json").unlink()
+    done = run_program(*short_run, "--output_dir", stopped, mode)
+    assert done.returncode == 2
+    assert "holds files of a run but no" in done.stderr
+    assert "put it back, remove them by hand, or name another folder" in done.stderr
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_good(stopped, short_run, undisturbed):

@@ -1,6 +1,7 @@
 """Nothing is ever lost: runs that a signal stops or kills go on, and end as if nothing had happened."""
 
 import random
+import re
 import signal
 import time
 
@@ -58,6 +59,23 @@ def test_whatever_has_a_state_goes_on_where_it_was(name, short_run, tmp_path):
         run = Run(tmp_path / "run", *short_run, *changes, "--resume")
     assert run.end() == 0, run.text()
     assert_same_results(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_signal_stops_where_an_epoch_is_one_step(short_run, tmp_path):
+    """At the end of the epoch, not of the task."""
+    words = [*short_run, "--batch-size", 64, "--epochs", 300]
+    run = Run(tmp_path / "run", *words)
+    assert run.wait_for(r"task 1/3 epoch 5/300 done")
+    run.send(signal.SIGTERM)
+    assert run.end() == 143, run.text()
+    assert "everything done is saved" in run.lines[-1]
+    last = [line for line in run.lines if "/300 done" in line][-1]
+    assert int(re.search(r"epoch (\d+)/300", last)[1]) < 150
+    again = Run(tmp_path / "run", *words, "--resume")
+    assert again.wait_for(r"epoch (\d+)/300 done")
+    again.kill()
+    first = next(line for line in again.lines if "/300 done" in line)
+    assert int(re.search(r"epoch (\d+)/300", first)[1]) == int(re.search(r"epoch (\d+)/300", last)[1]) + 1
 
 
 def test_a_signal_during_evaluation(short_run, undisturbed, tmp_path):

@@ -21,7 +21,7 @@ from fixtures import ROOT, TINY, write_npz
 import run_with_submitit
 from build import choose_device
 from configs.base import OPTIONS
-from configs.launcher import LAUNCHER_GROUPS
+from configs.launcher import LAUNCHER_GROUPS, read_submission
 from distributed import Processes, first_host, processes_from_environment, slurm_meeting_place
 from errors import InputError
 
@@ -209,6 +209,45 @@ def test_train_sh_passes_errors_on(data, tmp_path):
     done = run("bash", ROOT / "train.sh", PYTHON=str(tmp_path / "python"))
     assert done.returncode == 2
     assert "set PYTHON at the top of train.sh" in done.stderr
+
+
+def test_train_sh_asks_for_a_number_of_processes():
+    for count in ("0", "abc", "1.5"):
+        done = train_sh("demo_l2p", PROCESSES=count)
+        assert done.returncode == 2
+        assert done.stderr == f"train.sh: error: PROCESSES={count}: give a whole number of at least 1.\n"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+def test_train_sh_stops_all_its_processes(number, data, tmp_path):
+    """A signal to train.sh alone reaches both processes, which save; its exit code tells of it."""
+    words = tiny(data, "--device", "cpu", "--output_dir", tmp_path / "out", "--epochs", 60, "--print-freq", 1)
+    script = subprocess.Popen(["bash", str(ROOT / "train.sh"), *words], env=environment(
+        PROCESSES="2", PYTHON=sys.executable), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    printed = []
+    for line in script.stdout:
+        printed.append(line)
+        if "epoch 3/60" in line:
+            script.send_signal(number)
+            break
+    printed += script.stdout.readlines()  # until the last process has closed it
+    assert script.wait(timeout=100) == 128 + number
+    assert "everything done is saved" in printed[-1]
+    assert not any("epoch 60/60" in line for line in printed)
+    assert (tmp_path / "out" / "checkpoint" / "last.pth").exists()
+
+
+def test_modes_that_exclude_resume(data, tmp_path):
+    """Neither train.sh nor the launcher adds --resume to them, and a false one is none of them."""
+    done = train_sh(*tiny(data, "--output_dir", tmp_path, "--speed_test_only", "--device", "cuda:99"), PROCESSES="1")
+    assert "--device cuda:99 needs" in done.stderr, "what is refused first, had --resume been added, is that"
+    for words in (("--eval", "false"), ("--overwrite=no",)):
+        assert train_sh(*tiny(data, "--output_dir", tmp_path / "out", "--device", "cpu", *words), PROCESSES="1"
+                        ).returncode == 0  # the second time it is there, and continued
+    submission = read_submission(["demo_l2p", "--shared_folder", str(tmp_path), "--gpus_per_node", "0",
+                                  "--cluster", "local", "--speed_test_only"])
+    assert "--resume" not in run_with_submitit.job_words(submission, tmp_path / "%j")
 
 
 def test_train_sh_evaluates(data, tmp_path):

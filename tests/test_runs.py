@@ -208,6 +208,26 @@ def test_two_processes_agree_with_each_other_and_with_one(data, tmp_path):
     assert results(tmp_path / "two")["per_task"] == results(tmp_path / "one")["per_task"]
 
 
+def test_the_number_of_processes_belongs_to_a_start_not_to_the_run(finished, tmp_path):
+    """What was expected of the launcher that trained is not expected of the one that evaluates or resumes."""
+    folder = copy_run(finished, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["options"]["world_size"] = 2
+    (folder / "config.json").write_text(json.dumps(config))
+    assert run("--eval", "--output_dir", folder) == 0
+    assert run("--resume", "--world_size", 1, "--output_dir", folder) == 0
+
+
+@pytest.mark.long
+def test_the_speed_test_with_two_processes(data, tmp_path):
+    """Measured together, and trained afterwards."""
+    words = ["cifar100_l2p", "--data-path", data, "--num-tasks", 3, "--device", "cpu", *TINY, "--dist_timeout", 60]
+    done = run_program(*words, "--speed_test", "--output_dir", tmp_path, launcher=TORCHRUN)
+    assert done.returncode == 0, done.stderr
+    assert "after task 3/3" in done.stdout
+    assert json.loads((tmp_path / "speed.json").read_text())["processes"] == 2
+
+
 @pytest.mark.long
 def test_three_processes_evaluate_every_image_once(data, finished, tmp_path):
     """10 images a task in batches of 7: two batches, which three processes cannot share out evenly."""

@@ -165,14 +165,12 @@ def test_nothing_sees_a_task_number(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["--task_inc"], "--task_inc needs to know where a task begins or ends, and --schedule gaussian has no tasks"),
-    (["--reinit_optimizer"], "--reinit_optimizer needs to know"),
-    (["--use_prompt_mask"], "--use_prompt_mask needs to know"),
-    (["--shared_prompt_pool"], "--shared_prompt_pool needs to know"),
-    (["--num_tasks", 2], "--num_tasks needs tasks"),
-    (["--classes_per_task", 2], "--classes_per_task needs tasks"),
-    (["--replay_per_class", 2], "--replay_per_class keeps images when a task ends"),
-    (["--head", "ncm", "--prompt_method", "none", "--head_type", "token"], "--head ncm counts every image"),
+    *(([f"--{name}"], f"has no tasks, of which other options need to know: add --no-{name}.") for name in (
+        "task_inc", "reinit_optimizer", "use_prompt_mask", "shared_prompt_pool", "shared_prompt_key")),
+    (["--num_tasks", 2, "--reinit_optimizer"], "add --no-reinit_optimizer --num_tasks none."),
+    (["--classes_per_task", 2], "add --classes_per_task none."),
+    (["--replay_per_class", 2], "add --replay_per_class 0."),
+    (["--head", "ncm", "--prompt_method", "none", "--head_type", "token"], "add --head linear."),
     (["--schedule", "tasks"], "--gaussian_episodes is of a stream: add --schedule gaussian"),
     (["--dataset", "MNIST,SVHN"], "--dataset MNIST,SVHN has tasks of its own"),
     (["--gaussian_width", 0.01], "--gaussian_width 0.01 leaves no class to be active"),
