@@ -69,6 +69,16 @@ def read_scenario(options: dict[str, Any], processes: Processes) -> Scenario:
         schedule=build_schedule(options), task_inc=options["task_inc"], replay_per_class=options["replay_per_class"])
 
 
+def scenario_warnings(options: dict[str, Any], scenario: Scenario) -> list[str]:
+    """Of what is allowed and hardly meant."""
+    alone = [task.index + 1 for task in scenario.tasks if len(task.classes) == 1]
+    if not (alone and options["train_mask"] and options["head"] == "linear" and scenario.setting.known_in_training):
+        return []
+    which = ", ".join(map(str, alone[:5] + ["…"] * (len(alone) > 5)))
+    return [f"{scenario.setting.unit} {which}: with one class alone under --train_mask the loss is 0 and the head "
+            "learns nothing; use --no-train_mask, or larger tasks (--classes_per_task)."]
+
+
 def build_schedule(options: dict[str, Any]) -> GaussianSchedule | None:
     if options["schedule"] == "tasks":
         return None

@@ -6,4 +6,7 @@ class InputError(Exception):
 
 
 class DamagedFileError(InputError):
-    """Bad input that one process alone found in its share of the data, and must tell of, whichever process it is."""
+    """Bad input that one process found on the way, in its share of the data, and must tell of, whichever it is.
+
+    `main.py` exits with 1: what was saved before is good.
+    """

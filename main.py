@@ -39,8 +39,11 @@ def main(argv: Sequence[str] | None = None, stop_signals: Sequence[int] = ()) ->
             build_parser(load_experiment(parse(argv[:1]).experiment) if named else None).print_help()
             return 0
         return run(parse(argv), stop_signals)
+    except DamagedFileError as error:
+        print(f"main.py: error: {error}", file=sys.stderr)
+        return 1
     except InputError as error:
-        if speaks_for_its_machine() or isinstance(error, DamagedFileError):
+        if speaks_for_its_machine():
             print(f"main.py: error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a closed pipe, a folder that went away
@@ -110,6 +113,9 @@ def with_saved_options(command: Command) -> Command:
         saved["precision"] = config.get("precision", "fp32")
         if command.options["precision"] == "auto":
             command.given.pop("precision", None)
+    orders = [values.get("class_order") or "seed" for values in (saved, command.given)]
+    if not any(order.startswith("seed") for order in orders):
+        free.add("class_order")  # a file that was moved: its content is compared with scenario.json
     changed = [f"--{name} {value}" for name, value in command.given.items()
                if name not in free and value != saved[name]]
     if command.named and command.experiment != config["experiment"]:
@@ -139,7 +145,7 @@ def check_output_dir(options: dict[str, Any]) -> None:
 def build_and_run(command: Command, processes, device, precision: str, stop_signals: Sequence[int]) -> int:
     import outputs
     import run_folder
-    from build import build_batches, build_recipe, check_optimizer, check_recipe, read_scenario
+    from build import build_batches, build_recipe, check_optimizer, check_recipe, read_scenario, scenario_warnings
     from engine import Continual
     from interruption import STOP_SIGNALS, StopRequest
     from models import QueryCache, build_model, resolve_model_name
@@ -153,7 +159,7 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
         warn(processes, warning)
     with main_process_first(processes):
         scenario = read_scenario(options, processes)
-    for note in scenario.notes:
+    for note in (*scenario.notes, *scenario_warnings(options, scenario)):
         warn(processes, note)
     if options["eval"] or options["resume"]:
         run_folder.check_scenario(options["output_dir"], scenario.record)
@@ -186,6 +192,8 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
                     warn(processes, f"the run began on {before} and goes on on {now}: its numbers will differ in "
                                     "their last bits from those of a run on one of them.")
         if options["eval"]:
+            if warning := run_folder.other_data(options["output_dir"], config):
+                warn(processes, warning)
             for content in run_folder.load_task_checkpoints(folder, checkpoint_names(scenario), config):
                 model.load_learned_state(content["model"])  # every one fits, before anything is evaluated
         if processes.is_main and options["overwrite"]:

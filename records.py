@@ -25,7 +25,8 @@ def describe_run(experiment: str, options: dict[str, Any], model: PromptedViT, s
         "experiment": experiment, "options": options, "protocol": protocol(options, scenario.setting),
         "model": {"name": resolve_model_name(options["model"])[0], "parameters": counts[0],
                   "trainable_parameters": counts[1], "backbone_sha256": backbone_fingerprint(model.backbone)},
-        "data_sha256": scenario.fingerprint, "world_size": processes.world_size, "device": str(device),
+        "class_names": list(scenario.class_names), "data_sha256": scenario.fingerprint,
+        "world_size": processes.world_size, "device": str(device),
         "precision": precision, **environment_record(device),
     }
 

@@ -132,6 +132,24 @@ def check_scenario(output_dir: str, record: dict[str, Any]) -> None:
                          "--data_path and --class_order give now; put the files back as they were.")
 
 
+def other_data(output_dir: str, config: dict[str, Any]) -> str | None:
+    """A warning where the images are not those of the run in `output_dir`. Raises InputError for other classes."""
+    before = read_config(output_dir)
+    names = before.get("class_names", config["class_names"])
+    if names != config["class_names"]:
+        theirs, ours = _first(names, config["class_names"]), _first(config["class_names"], names)
+        raise InputError(f"the run in {output_dir} has the classes {theirs}, and the data {ours} in their place; give "
+                         "the --data_path of the same classes.")
+    if before.get("data_sha256", config["data_sha256"]) != config["data_sha256"]:
+        return "the images are not those of the run (their checksum differs): the numbers are of these."
+    return None
+
+
+def _first(names: list[str], others: list[str]) -> str:
+    differing = [name for number, name in enumerate(names) if number >= len(others) or name != others[number]]
+    return ", ".join(differing[:3] + ["…"] * (len(differing) > 3)) or "nothing more"
+
+
 def load_last_checkpoint(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
     """The content of last.pth, or None where a run has saved nothing yet; and a warning, or None.
 

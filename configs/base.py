@@ -122,8 +122,8 @@ GROUPS: dict[str, list[Option]] = {
         _o("momentum", number(0, 1), 0.9, "momentum of sgd and the like"),
         _o("weight_decay", number(0), 0.0, "weight decay of matrices (none for biases)"),
         _o("clip_grad", or_none(number(1e-12)), 1.0, "largest global gradient norm of what trains; none: no clipping"),
-        _o("reinit_optimizer", boolean, True, "a new optimizer and schedule for every task; otherwise one of each for "
-           "the whole run"),
+        _o("reinit_optimizer", boolean, True, "a new optimizer and schedule for every task; otherwise, and in a stream "
+           "without tasks, one of each for the whole run"),
     ],
     "learning rate": [
         _o("lr", number(0), 0.03, "learning rate for a batch of 256"),

@@ -62,7 +62,7 @@ def check(options: dict[str, Any]) -> list[str]:
 
 def _check_stream(o: dict[str, Any]) -> None:
     """Refuse what needs to know of tasks, of which a stream has none; all of it in one sentence."""
-    switches = ("task_inc", "use_prompt_mask", "shared_prompt_pool", "shared_prompt_key", "reinit_optimizer")
+    switches = ("task_inc", "use_prompt_mask", "shared_prompt_pool", "shared_prompt_key")
     remedies = [f"--no-{name}" for name in switches if o[name]]
     remedies += [f"--{name} none" for name in ("num_tasks", "classes_per_task") if o[name] is not None]
     if o["replay_per_class"]:

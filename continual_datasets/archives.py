@@ -29,15 +29,17 @@ def archive_of(folder: Path) -> Path | None:
 def unpacked(archive: Path) -> Path:
     """The folder beside `archive` that bears its name, made from it unless it is there.
 
-    An archive with one folder at its top gives that folder. Raises InputError for a damaged archive, one with entries
-    that would lie elsewhere, or a place that cannot be written.
+    An archive with one folder at its top, or one of that name, gives that folder. Raises InputError for a damaged
+    archive, one with entries that would lie elsewhere, or a place that cannot be written.
     """
     suffix = next(s for s in sorted(ARCHIVE_SUFFIXES, key=len, reverse=True) if archive.name.lower().endswith(s))
     folder = archive.with_name(archive.name[:-len(suffix)])
     if not folder.is_dir():
         with _extracted(archive) as made:
-            inside = [path for path in made.iterdir() if not path.name.startswith((".", "__MACOSX"))]
-            os.replace(inside[0] if len(inside) == 1 and inside[0].is_dir() else made, folder)
+            inside = {path.name: path for path in made.iterdir()
+                      if path.is_dir() and not path.name.startswith((".", "__MACOSX"))}
+            only = next(iter(inside.values())) if len(inside) == 1 else made
+            os.replace(inside.get(folder.name, only), folder)
     return folder
 
 

@@ -1,6 +1,7 @@
 """The order in which classes come, as `--class_order` and `--shuffle` say it."""
 
 import difflib
+import unicodedata
 from pathlib import Path
 
 from continual_datasets.scenario import class_order
@@ -24,11 +25,11 @@ def read_class_order(text: str | None, class_names: tuple[str, ...], shuffle: bo
         return class_order(count, True, int(number))
     path = Path(text).expanduser()
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [_plain(line) for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--class_order {text} cannot be read as a text file; give a file with one class on each "
                          "line, seed, or seed:N.") from error
-    numbers = {name: number for number, name in reversed(list(enumerate(class_names)))}
+    numbers = {_plain(name): number for number, name in reversed(list(enumerate(class_names)))}
     order = []
     for position, line in enumerate(lines, start=1):
         if not line:
@@ -45,3 +46,8 @@ def read_class_order(text: str | None, class_names: tuple[str, ...], shuffle: bo
                          + (f"{twice[0]} is there {order.count(class_names.index(twice[0]))} times."
                             if twice else f"{', '.join(lacking[:5])} {'is' if len(lacking) == 1 else 'are'} missing."))
     return order
+
+
+def _plain(name: str) -> str:
+    """Without blanks around it, accents in one of the two ways of writing them: files from a Mac have the other."""
+    return unicodedata.normalize("NFC", name.strip())

@@ -17,7 +17,7 @@ from continual_datasets.scenario import Dataset, Sessions
 from errors import InputError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-TRAIN_FOLDERS, TEST_FOLDERS = ("train", "Train"), ("test", "Test", "val")
+TRAIN_FOLDERS, TEST_FOLDERS = ("train", "Train", "training"), ("test", "Test", "val", "valid", "validation")
 TEST_SHARE = 0.2
 
 CORE50_TRAIN, CORE50_TEST = (1, 2, 4, 5, 6, 8, 9, 11), (3, 7, 10)
@@ -49,7 +49,7 @@ def _read_located(data_path: str, root: Path, seed: int, test_folders: tuple[str
         return _read_parts(data_path, root, train, test)
     if train or test:
         raise InputError(f"--data_path {data_path}: {root} has {(train or test).name}/ but no "
-                         f"{' or '.join(test_folders if train else TRAIN_FOLDERS)}/ beside it; give both, or only "
+                         f"{(test_folders if train else TRAIN_FOLDERS)[0]}/ beside it; give both, or only "
                          "folders of classes, which are split 80/20.")
     if inner and (root / inner).is_dir():
         root = root / inner
@@ -126,26 +126,52 @@ def _files_by_class(data_path: str, folder: Path) -> tuple[dict[str, list[str]],
     """Class -> its images' names from `folder` on, both sorted; and a note about files that are no images."""
     annotations = folder / "val_annotations.txt"
     if annotations.is_file():  # TinyImagenet's val/images/ is one folder of all classes
-        lines = [line.split("\t") for line in annotations.read_text().splitlines()]
+        lines = [line.split("\t") for line in annotations.read_text().splitlines() if "\t" in line]
         return {name: sorted(f"images/{line[0]}" for line in lines if line[1] == name)
                 for name in sorted({line[1] for line in lines})}, ()
     by_class: dict[str, list[str]] = {}
     others: list[str] = []
-    folders = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    for name in folders:
-        if name.startswith((".", "__MACOSX")):
+    empty: list[str] = []
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    for path in entries:
+        if path.name.startswith((".", "__MACOSX")):
             continue
-        found = [os.path.join(where, file) for where, _, files in os.walk(folder / name, followlinks=True)
-                 for file in files if not file.startswith(".")]
-        images = [path for path in found if path.lower().endswith(IMAGE_SUFFIXES)]
-        others += [path for path in found if not path.lower().endswith(IMAGE_SUFFIXES)]
+        if not path.is_dir():
+            others += [str(path)] * path.name.lower().endswith(IMAGE_SUFFIXES)
+            continue
+        if _part(path, TRAIN_FOLDERS) and _part(path, TEST_FOLDERS):
+            raise InputError(f"--data_path {data_path}: {path} holds training and test images of its own; give that "
+                             "folder.")
+        found = _files_below(path)
+        images = [file for file in found if file.lower().endswith(IMAGE_SUFFIXES)]
+        others += [file for file in found if not file.lower().endswith(IMAGE_SUFFIXES)]
         if images:
-            by_class[name] = sorted(Path(path).relative_to(folder).as_posix() for path in images)
+            by_class[path.name] = sorted(Path(file).relative_to(folder).as_posix() for file in images)
+        else:
+            empty.append(path.name)
     if not by_class:
         raise InputError(f"--data_path {data_path}: no folder of images (*{' *'.join(IMAGE_SUFFIXES)}) in {folder}; "
                          "give each class a folder of its own.")
-    return by_class, tuple(f"{len(others)} file(s) in {folder} are no images by their ending and are left out, "
-                           f"{other} first." for other in sorted(others)[:1])
+    notes = []
+    if others:
+        notes.append(f"{len(others)} file(s) in {folder} are no images by their ending, or in no class's folder, and "
+                     f"are left out, {min(others)} first.")
+    if empty:
+        notes.append(f"{', '.join(empty[:5])} in {folder}: no images by their ending, and so no class.")
+    return by_class, tuple(notes)
+
+
+def _files_below(folder: Path) -> list[str]:
+    """All files in it and its folders, also those that links lead to; of a circle of links, each folder once."""
+    seen, found = set(), []
+    for where, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen or os.path.realpath(folder).startswith(real + os.sep):
+            folders.clear()
+            continue
+        seen.add(real)
+        found += [os.path.join(where, file) for file in files if not file.startswith(".")]
+    return found
 
 
 # ---- training and test ----

@@ -26,17 +26,23 @@ PIECES_AHEAD = 4  # of each worker
 
 
 def read_picture(path: str) -> Image.Image:
-    """An image file in RGB, not turned by what its EXIF says, as torchvision reads it.
+    """An image file in RGB, not turned by what its EXIF says and without its transparency, as torchvision reads it.
+
+    16-bit grey is scaled to 8 bits, which Pillow itself would cut off at 255.
 
     Raises:
-        InputError: there is no such file, or it cannot be decoded.
+        InputError: there is no such file, it cannot be decoded, or its pixels are not 8-bit or 16-bit numbers.
     """
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I;16"):
+                image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+            if image.mode in ("I", "F"):
+                raise ValueError("its pixels are 32-bit numbers, of which nobody knows the white: save it with 8 bits")
             return image.convert("RGB")
     except Exception as error:  # each of Pillow's decoders has its own for damaged bytes
-        raise InputError(f"--data_path: {path} cannot be read as an image ({' '.join(str(error).split())}); remove it "
-                         "or copy it anew.") from error
+        raise InputError(f"--data_path: {path} cannot be read as an image ({' '.join(str(error).split())}); copy it "
+                         "anew and go on with --resume, or remove it and begin anew.") from error
 
 
 class Decoder:

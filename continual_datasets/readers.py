@@ -27,7 +27,7 @@ GLYPH_TRAIN, GLYPH_TEST = 200, 50  # images per class
 
 def read_cifar100(data_path: str, download: bool = False, seed: int = 0) -> Dataset:
     """CIFAR-100 from torchvision's files in `data_path`, or from an .npz."""
-    if data_path.endswith(".npz"):
+    if data_path.lower().endswith(".npz"):
         return read_npz(data_path)
     if Path(data_path).is_file():
         raise InputError(f"--data_path {data_path} is neither a folder nor an .npz file.")
@@ -36,9 +36,10 @@ def read_cifar100(data_path: str, download: bool = False, seed: int = 0) -> Data
 
 def read_npz(data_path: str, download: bool = False, seed: int = 0) -> Dataset:
     """An .npz with x_train, y_train, x_test, y_test (uint8 NHWC, integer labels from 0) and maybe class_names."""
-    path = Path(data_path)
+    path = Path(data_path).expanduser()
     if not path.is_file():
-        raise InputError(f"--data_path {data_path}: there is no such file, {published.NO_DATA_HINT}")
+        raise InputError(f"--data_path {data_path}: there is no such file; give an .npz, which is never downloaded, "
+                         f"{published.NO_DATA_HINT}")
     try:
         if not zipfile.is_zipfile(path):
             raise zipfile.BadZipFile
@@ -55,7 +56,11 @@ def read_npz(data_path: str, download: bool = False, seed: int = 0) -> Dataset:
     if names is not None and names.ndim != 1:
         raise InputError(f"--data_path {data_path}: class_names has shape {names.shape}; give one name per class.")
     if names is not None and names.dtype.kind == "S":
-        names = np.char.decode(names, "utf-8")
+        try:
+            names = np.char.decode(names, "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"--data_path {data_path}: class_names holds bytes that are no UTF-8; store text."
+                             ) from error
     num_classes = None if names is None else len(names)
     train = _checked(data_path, "train", arrays["x_train"], arrays["y_train"], num_classes)
     if num_classes is None:
@@ -140,7 +145,7 @@ def _checked(data_path: str, part: str, pixels: np.ndarray, labels: np.ndarray,
     where = f"--data_path {data_path}: "
     if pixels.dtype != np.uint8:
         raise InputError(f"{where}x_{part} is {pixels.dtype}; pixels must be uint8 from 0 to 255.")
-    if pixels.ndim != 4 or pixels.shape[-1] != 3:
+    if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape[1:]:
         raise InputError(f"{where}x_{part} has shape {pixels.shape}; images must be (N, height, width, 3).")
     if labels.ndim != 1 or len(labels) != len(pixels):
         raise InputError(f"{where}y_{part} has shape {labels.shape}; there must be one label for each of the "

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import published
@@ -63,15 +64,48 @@ def test_a_folder_of_photos(photos, tmp_path):
 
 
 def test_a_damaged_photo_ends_the_run_with_its_name(tmp_path):
-    write_files(tmp_path / "data", class_folders(["ant", "bee"], 5))
-    (tmp_path / "data" / "bee" / "bee_03.png").write_bytes(b"no image")
+    """Put back whole, it lets the run go on, although its file may have another size now."""
+    write_files(tmp_path / "data", class_folders(["ant", "bee", "cat", "dog"], 5))
+    path = tmp_path / "data" / "dog" / "dog_03.png"
+    whole = path.read_bytes()
     for workers in (0, 2):
-        done = run_program("--dataset", "Split-Folder", "--data-path", tmp_path / "data", "--num_tasks", 2, *QUICK,
-                           "--num-workers", workers, "--output_dir", tmp_path / f"output{workers}")
-        assert done.returncode == 2
+        path.write_bytes(whole[:len(whole) // 2])
+        words = ["--dataset", "Split-Folder", "--data-path", tmp_path / "data", "--num_tasks", 2, *QUICK,
+                 "--num-workers", workers, "--output_dir", tmp_path / f"output{workers}"]
+        done = run_program(*words)
+        assert done.returncode == 1
         (line,) = done.stderr.splitlines()
-        path = tmp_path / "data" / "bee" / "bee_03.png"
         assert line.startswith(f"main.py: error: --data_path: {path} cannot be read as an image")
+        assert "copy it anew and go on with --resume" in line
+        path.write_bytes(whole)
+        done = run_program(*words, "--resume")
+        assert done.returncode == 0, done.stderr
+        assert "task 1/2 epoch" not in done.stdout, "what was done is not done again"
+
+
+def test_other_classes_or_images_at_an_evaluation(photos, tmp_path):
+    """Labels are numbers: a class under another name would move all behind it."""
+    words = ["--dataset", "Split-Folder", "--classes_per_task", 2]
+    out = run_program(*words, "--data-path", photos, *QUICK, "--output_dir", tmp_path / "run")
+    assert out.returncode == 0, out.stderr
+    assert "warning: task 3: with one class alone under --train_mask the loss is 0" in out.stderr
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["class_names"] == [
+        "ant", "bee", "cat", "dog", "elk"]
+    other = shutil.copytree(photos, tmp_path / "other")
+    (other / "elk").rename(other / "aardvark")
+    done = run_program("--eval", "--output_dir", tmp_path / "run", "--data-path", other)
+    assert done.returncode == 2
+    assert "the data are not those of the run" in done.stderr or "has the classes ant" in done.stderr
+
+
+def test_an_order_file_may_move(photos, tmp_path):
+    (tmp_path / "order.txt").write_text("\ufeffelk\nant\nbee\ndog\ncat\n", encoding="utf-8")
+    run("--dataset", "Split-Folder", "--data-path", photos, "--classes_per_task", 3, "--class_order",
+        tmp_path / "order.txt", "--output_dir", tmp_path / "run")
+    (tmp_path / "order.txt").rename(tmp_path / "moved.txt")
+    words = ["--eval", "--output_dir", tmp_path / "run"]
+    assert run_program(*words, "--class_order", tmp_path / "moved.txt").returncode == 0
+    assert "cannot be read as a text file" in run_program(*words).stderr
 
 
 def test_imagenet_r_from_its_archive_with_two_processes(tmp_path):

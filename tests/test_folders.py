@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from published import class_folders, encoded, pictures, under, write_files, write_tar
 
 from continual_datasets import build_scenario
 from continual_datasets.folders import read_folder
+from continual_datasets.large_images import read_picture
 from continual_datasets.readers import CATALOGUE
 from continual_datasets.scenario import domain_incremental
 from errors import InputError
@@ -79,8 +81,50 @@ def test_files_that_are_no_images_are_counted_and_hidden_ones_are_not(tmp_path):
         ".cache/1.png": b"", "readme.txt": b"", "empty/note.txt": b""})
     data = read(tmp_path)
     assert data.class_names == tuple(CLASSES)
+    note, classless = data.notes
+    assert note.startswith(f"3 file(s) in {tmp_path} are no images by their ending, or in no class's folder")
+    assert classless == f"empty in {tmp_path}: no images by their ending, and so no class."
+
+
+def test_a_photo_in_no_class_and_a_circle_of_links(tmp_path):
+    write_files(tmp_path, class_folders(CLASSES, 3) | {"stray.JPG": b""})
+    (tmp_path / "ant" / "loop").symlink_to("..")
+    (tmp_path / "bee" / "self").symlink_to(".")
+    data = read(tmp_path)
+    assert len(data.train) + len(data.test) == 3 * len(CLASSES)
     (note,) = data.notes
-    assert note.startswith(f"3 file(s) in {tmp_path} are no images by their ending and are left out")
+    assert note.startswith("1 file(s) in ")
+    assert "stray.JPG" in note
+
+
+def test_a_folder_too_high_is_no_class(tmp_path):
+    write_files(tmp_path / "above" / "mine" / "train", class_folders(CLASSES, 3))
+    write_files(tmp_path / "above" / "mine" / "validation", class_folders(CLASSES, 3))
+    with pytest.raises(InputError, match="mine holds training and test images of its own; give that folder"):
+        read(tmp_path / "above")
+    assert read(tmp_path / "above" / "mine").class_names == tuple(CLASSES)
+
+
+def test_an_archive_with_files_beside_its_folder(tmp_path):
+    """CUB-200-2011's has one."""
+    files = under("CUB_200_2011/images", class_folders(CLASSES, 5)) | {"attributes.txt": b"", "other/1.txt": b""}
+    write_tar(tmp_path / "CUB_200_2011.tgz", files)
+    assert read(tmp_path, "Split-CUB200").class_names == tuple(CLASSES)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_more_than_eight_bits(mode, tmp_path):
+    """16-bit grey is scaled, not cut off at 255; what has no white is refused."""
+    grey = np.array([[0, 255, 256], [30_000, 60_000, 65_535]])
+    kinds = {"I;16": (np.uint16, "png"), "I": (np.int32, "tif"), "F": (np.float32, "tif")}
+    kind, suffix = kinds[mode]
+    path = tmp_path / f"grey.{suffix}"
+    Image.fromarray(grey.astype(kind)).save(path)
+    if mode == "I;16":
+        assert np.array(read_picture(str(path)))[..., 0].tolist() == [[0, 0, 1], [117, 234, 255]]
+    else:
+        with pytest.raises(InputError, match=r"its pixels are 32-bit numbers.*save it with 8 bits"):
+            read_picture(str(path))
 
 
 @pytest.mark.parametrize("suffix", [".zip", ".tar.gz"])
@@ -98,8 +142,8 @@ def test_an_archive_is_as_good_as_the_folder(suffix, tmp_path):
 REFUSED = {
     "no classes": ({"1.png": b""}, r"no folder of images \(\*\.jpg .* in .*; give each class a folder of its own"),
     "nothing": ({}, "no folder of images"),
-    "no test": (under("train", class_folders(CLASSES, 2)), "has train/ but no test or Test or val/ beside it"),
-    "no train": (under("val", class_folders(CLASSES, 2)), "has val/ but no train or Train/ beside it"),
+    "no test": (under("train", class_folders(CLASSES, 2)), "has train/ but no test/ beside it"),
+    "no train": (under("val", class_folders(CLASSES, 2)), "has val/ but no train/ beside it"),
     "other classes": (under("train", class_folders(CLASSES, 2)) | under("test", class_folders(CLASSES[:2], 2)),
                       "do not hold the same classes: only one of them has images of cat"),
     "one image": (class_folders(CLASSES, 2) | class_folders(["dog"], 1), "dog holds one image; a class needs one to"),

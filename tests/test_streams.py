@@ -166,8 +166,8 @@ def test_nothing_sees_a_task_number(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(("words", "message"), [
     *(([f"--{name}"], f"has no tasks, of which other options need to know: add --no-{name}.") for name in (
-        "task_inc", "reinit_optimizer", "use_prompt_mask", "shared_prompt_pool", "shared_prompt_key")),
-    (["--num_tasks", 2, "--reinit_optimizer"], "add --no-reinit_optimizer --num_tasks none."),
+        "task_inc", "use_prompt_mask", "shared_prompt_pool", "shared_prompt_key")),
+    (["--num_tasks", 2, "--task_inc"], "add --no-task_inc --num_tasks none."),
     (["--classes_per_task", 2], "add --classes_per_task none."),
     (["--replay_per_class", 2], "add --replay_per_class 0."),
     (["--head", "ncm", "--prompt_method", "none", "--head_type", "token"], "add --head linear."),
