@@ -7,7 +7,7 @@ from pathlib import Path
 
 import published
 import pytest
-from fixtures import ROOT, TINY, run_program
+from fixtures import ROOT, TINY, run_program, write_npz
 from published import class_folders, pictures, under, write_files, write_tar
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
@@ -83,19 +83,36 @@ def test_a_damaged_photo_ends_the_run_with_its_name(tmp_path):
         assert "task 1/2 epoch" not in done.stdout, "what was done is not done again"
 
 
-def test_other_classes_or_images_at_an_evaluation(photos, tmp_path):
+def test_other_classes_at_an_evaluation(tmp_path):
     """Labels are numbers: a class under another name would move all behind it."""
-    words = ["--dataset", "Split-Folder", "--classes_per_task", 2]
-    out = run_program(*words, "--data-path", photos, *QUICK, "--output_dir", tmp_path / "run")
-    assert out.returncode == 0, out.stderr
-    assert "warning: task 3: with one class alone under --train_mask the loss is 0" in out.stderr
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["class_names"] == [
-        "ant", "bee", "cat", "dog", "elk"]
-    other = shutil.copytree(photos, tmp_path / "other")
-    (other / "elk").rename(other / "aardvark")
-    done = run_program("--eval", "--output_dir", tmp_path / "run", "--data-path", other)
+    files = class_folders(["ant", "bee", "cat"], 3)
+    write_files(tmp_path / "data", under("train", files) | under("val", files))
+    done = run_program("--dataset", "Split-Folder", "--classes_per_task", 2, "--data-path", tmp_path / "data", *QUICK,
+                       "--output_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "warning: task 2: with one class alone under --train_mask the loss is 0" in done.stderr
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["class_names"] == ["ant", "bee", "cat"]
+    other = shutil.copytree(tmp_path / "data", tmp_path / "other")
+    for part in ("train", "val"):
+        (other / part / "cat").rename(other / part / "aardvark")
+    words = ["--eval", "--output_dir", tmp_path / "run", "--data-path"]
+    done = run_program(*words, other)
     assert done.returncode == 2
-    assert "the data are not those of the run" in done.stderr or "has the classes ant" in done.stderr
+    assert "has the classes ant, bee, cat, and the data aardvark, ant, bee in their place" in done.stderr
+    assert not (tmp_path / "run" / "eval_summary.json").exists()
+    done = run_program(*words, tmp_path / "data")
+    assert (done.returncode, "warning: the images" in done.stderr) == (0, False)
+
+
+def test_other_images_at_an_evaluation(tmp_path):
+    """Allowed, and said."""
+    data = write_npz(tmp_path / "data.npz")
+    words = ["--data-path", data, "--num-tasks", 2, *QUICK, "--output_dir", tmp_path / "run"]
+    assert run_program(*words).returncode == 0
+    other = write_npz(tmp_path / "other.npz", test_per_class=4)
+    done = run_program("--eval", "--output_dir", tmp_path / "run", "--data-path", other)
+    assert done.returncode == 0, done.stderr
+    assert "warning: the images are not those of the run (their checksum differs)" in done.stderr
 
 
 def test_an_order_file_may_move(photos, tmp_path):
