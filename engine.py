@@ -1,7 +1,9 @@
 """The continual loop and the training step: tasks one after another, evaluated on everything seen so far.
 
-A task may also be a session or an episode of a stream. Where these differ, the scenario's `setting` says so; the loop
-is one. Shapes: B images in a batch, K classes, M prompts in the pool.
+A task has the phases learn (epochs of gradient steps), observe (its images are shown to the head once), settle (the
+head learns from what it observed) and evaluate; a head says which of them it has. A task may also be a session or an
+episode of a stream. Where these differ, the scenario's `setting` says so; the loop is one.
+Shapes: B images in a batch, K classes, M prompts in the pool, R test sets.
 """
 
 import time
@@ -14,9 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from continual_datasets import Batch, Batches, Scenario
 from interruption import Interrupted, StopRequest
 from metrics import AccuracyMatrix
-from utils import Processes, random_seed, sum_over_processes
+from models import PromptedViT, QueryCache
+from utils import Processes, gathered_in_order, random_seed, sum_over_processes
 
 
 class NonFiniteLossError(Exception):
@@ -40,13 +44,37 @@ class Recipe:
     seed: int = 42
 
 
+class Sums:
+    """Named sums on the device. Adding to them waits for nothing; reading them does."""
+
+    def __init__(self, device: torch.device, **start: float):
+        self.names = tuple(start)
+        self._values = torch.tensor(list(start.values()), dtype=torch.float64, device=device)
+
+    def add(self, **values: Tensor | float) -> None:
+        for name, value in values.items():
+            self._values[self.names.index(name)] += value
+
+    def here(self) -> dict[str, float]:
+        """The sums of this process."""
+        return dict(zip(self.names, self._values.tolist(), strict=True))
+
+    def over_processes(self) -> dict[str, float]:
+        """The sums over all processes. Call it once: the sums of this process are then gone."""
+        return dict(zip(self.names, sum_over_processes(self._values).tolist(), strict=True))
+
+
 class Reporter(Protocol):
     """Where results go while a run is under way."""
 
     def steps(self, task: int, epoch: int, done: int, total: int, loss: float, acc1: float, lr: float) -> None: ...
     def epoch(self, task: int, epoch: int, **values: Any) -> None: ...
+    def settled(self, task: int, seconds: float) -> None: ...
     def evaluated(self, column: int, run: "RunState") -> None: ...
     def save(self, name: str, content: dict[str, Any]) -> None: ...
+
+
+NOTHING_SUMMED = {"loss": 0.0, "hits": 0.0, "images": 0.0}
 
 
 @dataclass
@@ -60,7 +88,7 @@ class RunState:
     epoch: int = 0
     step: int = 0
     """Where training goes on: `epoch` epochs of `task` are done, and `step` steps of the next."""
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    sums: list[float] = field(default_factory=lambda: list(NOTHING_SUMMED.values()))
     """Loss, hits and images of those steps, over all processes."""
     prompts_RM: list[list[int]] | None = None
     """How often each prompt was chosen for each test set, at the last evaluation."""
@@ -80,14 +108,14 @@ class RunState:
 class Continual:
     """One continual run: the model, its tasks, and what is needed to train and evaluate it."""
 
-    model: nn.Module
-    scenario: Any
-    batches: Any
+    model: PromptedViT
+    scenario: Scenario
+    batches: Batches
     recipe: Recipe
     processes: Processes
     reporter: Reporter
     device: torch.device
-    query_cache: Any
+    query_cache: QueryCache
     stop: StopRequest
 
     # ---- the loop ----
@@ -101,12 +129,13 @@ class Continual:
             Interrupted: a signal asked to stop; last.pth holds all that was done.
             NonFiniteLossError: the loss is not finite; last.pth is from before.
         """
-        run = self.nothing_found()
+        run = self.new_run()
         optimizer = schedule = None
         trained = dict(self.model.trained_parameters())
         if resume_from is not None:
             run = RunState.from_state(resume_from["run"])
             self.model.load_learned_state(resume_from["model"])
+            self._load_statistics(resume_from["statistics"])
             if trained:
                 optimizer, schedule = self._optimizer()
                 optimizer.load_state_dict(resume_from["optimizer"])
@@ -115,27 +144,30 @@ class Continual:
         learner = self.distributed() if trained else self.model
         while run.task < len(self.scenario.tasks):
             if run.epoch == 0 and run.step == 0:
-                known = self._known(run.task)
-                if known is not None and self.model.prompt is not None:
-                    self.model.prompt.begin_task(known)
+                task = self._task_for_training(run.task)
+                if task is not None:
+                    self.model.prompt.begin_task(task)
                 if trained and (optimizer is None or self._restarts):
                     optimizer, schedule = self._optimizer()
-            self._train_task(learner, run, optimizer, schedule)
+            if trained:
+                self._learn(learner, run, optimizer, schedule)
+            if self.model.head.observes:
+                self._observe_and_settle(run, optimizer, schedule)
             if run.task in self.scenario.evaluated_after:
                 self.evaluate_till_now(run.task, run)
                 self.reporter.save(self.scenario.name_of(run.task),
                                    {"model": self.model.learned_state(), "task": run.task})
             run.task, run.epoch, run.step = run.task + 1, 0, 0
-            self._save_last(run, optimizer, schedule)
+            self._save_last(run, optimizer, schedule, settled=True)
         return run
 
-    def nothing_found(self) -> RunState:
-        """The state in which a run begins."""
+    def new_run(self) -> RunState:
+        """The state in which a run begins: nothing is measured yet."""
         shape = len(self.scenario.evaluated_after), self.scenario.setting.one_test_set
         return RunState(AccuracyMatrix(*shape), AccuracyMatrix(*shape))
 
-    def _known(self, task: int) -> int | None:
-        """The task as training may know it."""
+    def _task_for_training(self, task: int) -> int | None:
+        """The task as training may know it: None in a stream without tasks."""
         return task if self.scenario.setting.known_in_training else None
 
     @property
@@ -143,14 +175,13 @@ class Continual:
         """Whether optimizer and schedule begin anew with every task."""
         return self.recipe.reinit_optimizer and self.scenario.setting.known_in_training
 
-    def _train_task(self, learner: nn.Module, run: RunState, optimizer, schedule) -> None:
+    # ---- learn ----
+    def _learn(self, learner: nn.Module, run: RunState, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
+        """The epochs of a task, or those that are left of it."""
         while run.epoch < self.recipe.epochs:
             started = time.perf_counter()
             try:
-                if hasattr(self.model.head, "observe"):
-                    values, stop = self._observe_one_epoch(run.task), 0
-                else:
-                    values, stop = self._train_one_epoch(learner, run, optimizer)
+                values, stop = self._train_one_epoch(learner, run, optimizer)
             except Interrupted:
                 run.train_seconds += time.perf_counter() - started
                 self._save_last(run, optimizer, schedule)
@@ -162,7 +193,7 @@ class Continual:
             data = self.scenario.tasks[run.task].train
             run.images_trained += self.batches.images_per_epoch(data, self.scenario.steps)
             self.reporter.epoch(run.task, run.epoch, seconds=time.perf_counter() - started, **values)
-            run.epoch, run.step, run.sums = run.epoch + 1, 0, [0.0, 0.0, 0.0]
+            run.epoch, run.step, run.sums = run.epoch + 1, 0, list(NOTHING_SUMMED.values())
             self._save_last(run, optimizer, schedule)
             if stop:
                 raise Interrupted(stop)
@@ -176,34 +207,34 @@ class Continual:
         total = self.batches.steps_per_epoch(data, self.scenario.steps)
         outside_K = ~self.scenario.class_mask(task).to(self.device) if self.recipe.train_mask else None
         learner.train()
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)  # loss, hits, images
-        if self.processes.is_main:  # as one process of several adds only its own
-            sums += torch.tensor(run.sums, dtype=torch.float64, device=self.device)
-        losses: list[Tensor] = []
+        # Of several processes the main one takes over what was summed before.
+        start = dict(zip(NOTHING_SUMMED, run.sums, strict=True)) if self.processes.is_main else NOTHING_SUMMED
+        sums = Sums(self.device, **start)
+        losses: dict[int, Tensor] = {}  # step, counted from 1, -> its loss, until it is looked at
         stop = 0
         lr = optimizer.param_groups[0]["lr"]
         for batch in self.batches.training(data, task, epoch, first_step=run.step, steps=self.scenario.steps,
                                            replay=replay):
-            if self.model.backbone_drops:  # dropout draws from the global generator: tie it to this step
+            if self.model.draws:  # from the global generator: tie it to this step
                 torch.manual_seed(random_seed(self.recipe.seed, "dropout", task, epoch, batch.index,
                                               self.processes.rank))
-            loss, hits = train_step(learner, optimizer, batch, self._known(task), outside_K, self.recipe.clip_grad)
-            images = batch.num_new if batch.share else 0
-            sums += torch.stack([loss * images, hits if images else hits * 0, hits.new_full((), images)])
-            losses.append(loss)
+            loss, hits = train_step(learner, optimizer, batch, self._task_for_training(task), outside_K,
+                                    self.recipe.clip_grad)
+            if batch.share:
+                sums.add(loss=loss * batch.num_new, hits=hits, images=batch.num_new)
             run.step = batch.index + 1
+            losses[run.step] = loss
             stop = self.stop.agreed()
             if run.step % print_freq == 0 or run.step == total or stop:
-                self._stop_if_not_finite(losses, task, epoch, batch.index)
+                self._stop_if_not_finite(losses, task, epoch)
                 losses.clear()
-                loss_mean, acc1 = _means(sums)
-                self.reporter.steps(task, epoch, run.step, total, loss_mean, acc1, lr)
+                self.reporter.steps(task, epoch, run.step, total, *_means(sums.here()), lr)
             if stop and run.step < total:  # after the last step the epoch is finished
                 self._stop_if_parameters_are_not_finite(task, epoch, run.step)
-                run.sums = sum_over_processes(sums).tolist()
+                run.sums = list(sums.over_processes().values())
                 raise Interrupted(stop)
         self._stop_if_parameters_are_not_finite(task, epoch, total)
-        loss_mean, acc1 = _means(sum_over_processes(sums))
+        loss_mean, acc1 = _means(sums.over_processes())
         return {"loss": loss_mean, "acc@1": acc1, "lr": lr}, stop
 
     def _stop_if_parameters_are_not_finite(self, task: int, epoch: int, step: int) -> None:
@@ -211,32 +242,48 @@ class Continual:
         if not all(torch.stack([p.isfinite().all() for _, p in self.model.trained_parameters()]).tolist()):
             raise self._not_finite(task, epoch, step)
 
-    def _stop_if_not_finite(self, losses: list[Tensor], task: int, epoch: int, last_step: int) -> None:
-        finite = torch.isfinite(sum_over_processes(torch.stack(losses))).tolist()
-        if not all(finite):
-            raise self._not_finite(task, epoch, last_step + 2 - len(losses) + finite.index(False))
+    def _stop_if_not_finite(self, losses: dict[int, Tensor], task: int, epoch: int) -> None:
+        finite = torch.isfinite(sum_over_processes(torch.stack(list(losses.values())))).tolist()
+        for step, is_finite in zip(losses, finite, strict=True):
+            if not is_finite:
+                raise self._not_finite(task, epoch, step)
 
     def _not_finite(self, task: int, epoch: int, step: int) -> NonFiniteLossError:
         return NonFiniteLossError(
             f"the loss is not finite at {self.scenario.setting.unit} {task + 1}, epoch {epoch + 1}, step {step}; "
             "checkpoints saved before are still good. Begin anew with --overwrite and a lower --lr or --clip-grad.")
 
-    def _observe_one_epoch(self, task: int) -> dict[str, float]:
-        """For a head that learns by counting: one pass over the task's images as the test would see them."""
+    # ---- observe and settle ----
+    def _observe_and_settle(self, run: RunState, optimizer: torch.optim.Optimizer | None, schedule: Any) -> None:
+        """Show the head the task's images once, as a test would see them; then let it learn from them.
+
+        What is observed is remembered apart until the head settles, so a stop in between loses nothing but that.
+        """
+        started = time.perf_counter()
+        try:
+            self._observe(run.task)
+        except Interrupted:
+            self._save_last(run, optimizer, schedule)
+            raise
+        self.model.head.settle(run.task)
+        seconds = time.perf_counter() - started
+        run.train_seconds += seconds
+        if not self.model.head.learns_by_gradient:
+            run.images_trained += len(self.scenario.tasks[run.task].train)
+        self.reporter.settled(run.task, seconds)
+
+    @torch.no_grad()
+    def _observe(self, task: int) -> None:
         self.model.eval()
-        sums, counts = self.model.head.sums_KD.clone(), self.model.head.counts_K.clone()
-        with torch.no_grad():
-            for batch in self.batches.training(self.scenario.tasks[task].train, task, 0, augment=False):
-                if stop := self.stop.agreed():
-                    self.model.head.sums_KD.copy_(sums)  # as before this task: it is observed anew
-                    self.model.head.counts_K.copy_(counts)
-                    raise Interrupted(stop)
-                if batch.share:
-                    self.model.head.observe(self.model.features(batch.images_BCHW), batch.labels_B)
-        # Each process saw its share: what all of them added is the sum of the differences.
-        for buffer, before in ((self.model.head.sums_KD, sums), (self.model.head.counts_K, counts)):
-            buffer.copy_(before + sum_over_processes(buffer - before))
-        return {}
+        for batch in self.batches.training(self.scenario.tasks[task].train, task, 0, augment=False):
+            if stop := self.stop.agreed():
+                raise Interrupted(stop)
+            features_BD = self.model.features(batch.images_BCHW)
+            count = len(batch.labels_B) if batch.share else 0  # a process without images repeats one
+            # Each process computes its share of the features, and every head sees all of them in one order.
+            features_BD, labels_B = (gathered_in_order(part[:count], self.batches.batch_size)
+                                     for part in (features_BD, batch.labels_B))
+            self.model.head.observe(features_BD, labels_B)
 
     # ---- evaluation ----
     def evaluate_till_now(self, task: int, run: RunState) -> None:
@@ -245,14 +292,14 @@ class Continual:
         counts = []
         column = self.scenario.evaluated_after.index(task)
         final = column + 1 == len(self.scenario.evaluated_after)
-        also_per_image = getattr(self.model.prompt, "pool_size", 0) and (
+        also_per_image = self.model.prompt.pool_size and (
             self.recipe.eval_per_image == "always" or (final and self.recipe.eval_per_image == "final"))
         for row in self.scenario.tests_after(task):
             acc1, acc5, loss, chosen_M = self.evaluate(row, per_image=False)
             run.accuracy.record(row, column, acc1, acc5, loss)
             if also_per_image:
                 # Without a vote the two protocols are one.
-                values = self.evaluate(row, per_image=True)[:3] if self._votes() else (acc1, acc5, loss)
+                values = self.evaluate(row, per_image=True)[:3] if self.model.prompt.votes else (acc1, acc5, loss)
                 run.per_image.record(row, column, *values)
             counts.append(chosen_M)
         run.eval_seconds += time.perf_counter() - started
@@ -269,31 +316,31 @@ class Continual:
         if self.scenario.setting.known_in_test:
             outside_K = ~self.scenario.class_mask(task).to(self.device)
         model.eval()
-        sums = torch.zeros(4, dtype=torch.float64, device=self.device)  # loss, hits, hits among 5, images
-        pool_size = getattr(model.prompt, "pool_size", 0)
+        sums = Sums(self.device, loss=0.0, hits=0.0, hits_among_5=0.0, images=0.0)
+        pool_size = model.prompt.pool_size
         chosen_M = torch.zeros(pool_size, dtype=torch.long, device=self.device)
         test = self.scenario.tasks[task].test
         for batch in self.batches.evaluation(test):
             if self.stop.received:
                 break
+            if model.prompt.draws:
+                torch.manual_seed(random_seed(self.recipe.seed, "evaluation", task, batch.index))
             query_BD = self.query_cache.query(model, test.fingerprint, self.batches.batch_size, batch.index,
                                               batch.images_BCHW)
             output = model(batch.images_BCHW, query_BD=query_BD, per_image=per_image)
             logits_BK = _masked(output.logits_BK, outside_K)
             top5 = logits_BK.topk(min(5, logits_BK.shape[1])).indices == batch.labels_B[:, None]
-            sums += torch.stack([F.cross_entropy(logits_BK, batch.labels_B, reduction="sum"), top5[:, 0].sum(),
-                                 top5.sum(), top5.new_full((), len(top5), dtype=torch.long)])
+            sums.add(loss=F.cross_entropy(logits_BK, batch.labels_B, reduction="sum"), hits=top5[:, 0].sum(),
+                     hits_among_5=top5.sum(), images=len(top5))
             if output.selected_BN is not None:
                 selected = output.selected_BN.flatten()
                 chosen_M.scatter_add_(0, selected, torch.ones_like(selected))
         if stop := self.stop.agreed_now():  # nothing to save: the evaluation is made anew
             raise Interrupted(stop)
-        loss, hits1, hits5, images = sum_over_processes(sums).tolist()
+        found = sums.over_processes()
+        images = found["images"]
         chosen = sum_over_processes(chosen_M).cpu() if pool_size else None
-        return 100 * hits1 / images, 100 * hits5 / images, loss / images, chosen
-
-    def _votes(self) -> bool:
-        return getattr(self.model.prompt, "batchwise", False)
+        return 100 * found["hits"] / images, 100 * found["hits_among_5"] / images, found["loss"] / images, chosen
 
     # ---- parts ----
     def _optimizer(self) -> tuple[torch.optim.Optimizer, Any]:
@@ -308,14 +355,27 @@ class Continual:
         device_ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(self.model, device_ids=device_ids)
 
-    def _save_last(self, run: RunState, optimizer, schedule) -> None:
+    def _save_last(self, run: RunState, optimizer: torch.optim.Optimizer | None, schedule: Any,
+                   settled: bool = False) -> None:
+        """Save what a resumed run needs. `settled`: the head's statistics are new, and go into a file of their own."""
+        statistics = self.model.head.statistics()
+        if settled and statistics:
+            self.reporter.save(f"statistics{run.task:02d}", {"statistics": {
+                name: tensor.detach().cpu() for name, tensor in statistics.items()}})
         self.reporter.save("last", {
             "model": self.model.learned_state(), "run": run.state(),
             "optimizer": optimizer.state_dict() if optimizer else None,
-            "schedule": [part.state_dict() for part in _schedule_parts(schedule)]})
+            "schedule": [part.state_dict() for part in _schedule_parts(schedule)],
+            "statistics": f"statistics{run.task:02d}" if statistics and run.task else None})
+
+    @torch.no_grad()
+    def _load_statistics(self, saved: dict[str, Tensor]) -> None:
+        for name, tensor in self.model.head.statistics().items():
+            if name in saved:  # nothing before the first task has settled
+                tensor.copy_(saved[name])
 
 
-def train_step(learner: nn.Module, optimizer: torch.optim.Optimizer, batch, task: int | None,
+def train_step(learner: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, task: int | None,
                outside_K: Tensor | None, clip_grad: float | None) -> tuple[Tensor, Tensor]:
     """One step (paper eq. 5): cross-entropy over the allowed classes, plus what the prompt method adds.
 
@@ -349,6 +409,7 @@ def _masked(logits_BK: Tensor, outside_K: Tensor | None) -> Tensor:
     return logits_BK if outside_K is None else logits_BK.masked_fill(outside_K, float("-inf"))
 
 
-def _means(sums: Tensor) -> tuple[float, float]:
-    loss, hits, images = sums.tolist()
-    return loss / max(images, 1), 100 * hits / max(images, 1)
+def _means(sums: dict[str, float]) -> tuple[float, float]:
+    """Mean loss and accuracy in percent."""
+    images = max(sums["images"], 1)
+    return sums["loss"] / images, 100 * sums["hits"] / images

@@ -164,7 +164,7 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
     if options["eval"] or options["resume"]:
         run_folder.check_scenario(options["output_dir"], scenario.record)
     with main_process_first(processes):  # one process fetches weights, the others find them
-        model = build_model(options, scenario.num_classes)
+        model = build_model(options, scenario.num_classes, scenario.tasks_known_in_training)
     config = describe_run(command.experiment, options, model, scenario, processes, device, precision)
 
     recipe = build_recipe(options)
@@ -186,6 +186,7 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
             if warning:
                 warn(processes, warning)
             if resume_from:
+                resume_from["statistics"] = run_folder.load_statistics(folder, resume_from)
                 before, now = (c.get("hardware", {}).get("device") for c in (
                     run_folder.read_config(str(folder)), config))
                 if before != now:
@@ -204,7 +205,7 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
         elif processes.is_main:
             reporter = outputs.Reporter(
                 options["output_dir"], scenario=scenario, epochs=options["epochs"], config=config,
-                top_k=getattr(model.prompt, "top_k", 0), keep_log=resume_from and resume_from["log_bytes"],
+                top_k=model.prompt.top_k, keep_log=resume_from and resume_from["log_bytes"],
                 evaluation=options["eval"])
         for line in opening_lines(config, scenario):
             reporter.say(line)
@@ -238,7 +239,7 @@ def carry_out(continual, options: dict[str, Any], folder: Path, config: dict[str
     try:
         with continual.stop:
             if options["eval"]:
-                run = continual.nothing_found()
+                run = continual.new_run()
                 for content in run_folder.load_task_checkpoints(folder, names, config):
                     continual.model.load_learned_state(content["model"])
                     continual.evaluate_till_now(content["task"], run)

@@ -5,7 +5,8 @@
     log.jsonl             one object per epoch and per evaluation
     accuracy_matrix.csv   Acc@1 of task i (row) after training task t (column), percent
     summary.json          the final metrics
-    checkpoint/           task01.pth … (exactly what was learned); last.pth (all that a resumed run needs), previous.pth
+    checkpoint/           task01.pth … (exactly what was learned); last.pth (what a resumed run needs), previous.pth;
+                          statistics01.pth … (what a head gathers for later tasks)
     speed.json            what --speed_test measured
     tensorboard/, plots/
 
@@ -37,6 +38,7 @@ class Silent:
     def say(self, text: str) -> None: ...
     def steps(self, task, epoch, done, total, loss, acc1, lr) -> None: ...
     def epoch(self, task, epoch, **values) -> None: ...
+    def settled(self, task, seconds) -> None: ...
     def evaluated(self, column, run) -> None: ...
     def save(self, name, content) -> None: ...
     def speed(self, found) -> None: ...
@@ -122,11 +124,13 @@ class Reporter(SpeedReporter):
 
     def epoch(self, task: int, epoch: int, **values: Any) -> None:
         self._log("epoch", **{self.unit: task + 1}, epoch=epoch + 1, **values)
-        if "loss" in values:
-            self.say(f"{self._name(task + 1)} epoch {epoch + 1}/{self.epochs} done  loss {values['loss']:.4f}"
-                     f"  acc {values['acc@1']:.2f}  {values['seconds']:.1f} s")
-            self._scalars(task * self.epochs + epoch, train_loss=values["loss"], train_acc=values["acc@1"],
-                          lr=values["lr"])
+        self.say(f"{self._name(task + 1)} epoch {epoch + 1}/{self.epochs} done  loss {values['loss']:.4f}"
+                 f"  acc {values['acc@1']:.2f}  {values['seconds']:.1f} s")
+        self._scalars(task * self.epochs + epoch, train_loss=values["loss"], train_acc=values["acc@1"],
+                      lr=values["lr"])
+
+    def settled(self, task: int, seconds: float) -> None:
+        self._log("settled", **{self.unit: task + 1}, seconds=seconds)
 
     def evaluated(self, column: int, run: RunState) -> None:
         found, number = run.accuracy.summary(column), self.numbers[column]
@@ -159,6 +163,8 @@ class Reporter(SpeedReporter):
                 content = content | {"log_bytes": (self.folder / "log.jsonl").stat().st_size}
             save_checkpoint(folder / f"{name}.pth", content | {"made_by": made_by},
                             keep_as=folder / "previous.pth" if name == "last" else None)
+            for path in sorted(folder.glob("statistics*.pth"), key=lambda path: (len(path.name), path.name))[:-2]:
+                path.unlink()  # last.pth and previous.pth need the newest two
 
     # ---- the end of a run ----
     def finish(self, run: RunState) -> dict[str, Any]:

@@ -22,7 +22,8 @@ def describe_run(experiment: str, options: dict[str, Any], model: PromptedViT, s
     counts = [sum(p.numel() for p in group) for group in (
         model.parameters(), (p for _, p in model.trained_parameters()))]
     return {
-        "experiment": experiment, "options": options, "protocol": protocol(options, scenario.setting),
+        "experiment": experiment, "options": options,
+        "protocol": protocol(model, options["batch_size"], scenario.setting),
         "model": {"name": resolve_model_name(options["model"])[0], "parameters": counts[0],
                   "trainable_parameters": counts[1], "backbone_sha256": backbone_fingerprint(model.backbone)},
         "class_names": list(scenario.class_names), "data_sha256": scenario.fingerprint,
@@ -31,13 +32,9 @@ def describe_run(experiment: str, options: dict[str, Any], model: PromptedViT, s
     }
 
 
-def protocol(options: dict[str, Any], setting: Setting) -> str:
+def protocol(model: PromptedViT, batch_size: int, setting: Setting) -> str:
     """How prompts are chosen in the test, and which classes compete: numbers of different protocols do not compare."""
-    if options["prompt_method"] == "none" or not options["prompt_pool"]:
-        how = "nothing to choose"
-    else:
-        how = f"batch vote over {options['batch_size']}" if options["batchwise_prompt"] else "prompts chosen per image"
-    return f"{how}, {setting.name}"
+    return f"{model.prompt.describe_choice(batch_size)}, {setting.name}"
 
 
 def opening_lines(config: dict[str, Any], scenario: Scenario) -> list[str]:

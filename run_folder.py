@@ -18,6 +18,7 @@ RUN_FILES = ("config.json", "scenario.json", "log.jsonl", "accuracy_matrix.csv",
 UNITS = ("task", "session", "episode")
 RUN_PATTERNS = ("scenario.json", "log.jsonl", "*accuracy_matrix.csv", "summary.json", "eval_summary.json",
                 *(f"checkpoint/{unit}*.pth" for unit in UNITS), "checkpoint/last.pth", "checkpoint/previous.pth",
+                "checkpoint/statistics*.pth",
                 "checkpoint/.*.tmp", ".*.tmp", "tensorboard/events.out.tfevents.*", "plots/*.png", "speed.json")
 
 
@@ -188,6 +189,12 @@ def load_last_checkpoint(folder: Path, config: dict[str, Any]) -> tuple[dict[str
     if warning:  # else the next save would keep the damaged file in the place of the good one
         write_atomically(paths[0], paths[1].read_bytes())
     return content, warning
+
+
+def load_statistics(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """What the head had gathered when last.pth was saved: a file of its own, as it may be large. Often nothing."""
+    name = content.get("statistics")
+    return load_checkpoint(folder / "checkpoint" / f"{name}.pth")["statistics"] if name else {}
 
 
 def load_task_checkpoints(folder: Path, names: dict[int, str], config: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -69,7 +69,7 @@ def parts_of(continual: Continual, fresh_query_cache: Callable[[], Any]
     outside_K = ~continual.scenario.class_mask(0).to(continual.device)
 
     def query(images: Tensor) -> Tensor | None:
-        return model.query(images) if model.uses_query else None
+        return model.query(images) if model.prompt.needs_query else None
 
     @torch.no_grad()
     def forward(images: Tensor, query_BD: Tensor | None) -> int:
@@ -80,9 +80,9 @@ def parts_of(continual: Continual, fresh_query_cache: Callable[[], Any]
     query_BD, few_query_BD = query(images_BCHW), query(few_BCHW)
     query_flops = flops_per_image(query, few_BCHW)
     forward_flops = flops_per_image(lambda images: forward(images, few_query_BD), few_BCHW)
-    if model.uses_query:
+    if model.prompt.needs_query:
         yield "query pass", query_flops, lambda: len(query(images_BCHW))
-    yield "prompted pass" if model.prompt else "pass", forward_flops, lambda: forward(images_BCHW, query_BD)
+    yield "prompted pass" if model.prompt.layers else "pass", forward_flops, lambda: forward(images_BCHW, query_BD)
 
     if list(model.trained_parameters()):
         learner = continual.distributed()
@@ -112,7 +112,7 @@ def parts_of(continual: Continual, fresh_query_cache: Callable[[], Any]
 
     with closing(again_and_again(lambda round: batches.evaluation(task.test), most=WARM_UP)) as test:
         yield "evaluation, new task", query_flops + forward_flops, lambda: evaluate(next(test), fresh_query_cache())
-        if model.uses_query:  # one round of the warm-up fills the cache
+        if model.prompt.needs_query:  # one round of the warm-up fills the cache
             yield "evaluation, task seen before", forward_flops, lambda: evaluate(next(test), cache)
 
 

@@ -71,6 +71,19 @@ def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def gathered_in_order(part: torch.Tensor, most: int) -> torch.Tensor:
+    """The rows of all processes, those of process 0 first; each has at most `most` of them."""
+    if not dist.is_initialized():
+        return part
+    world_size = dist.get_world_size()
+    counts = [torch.zeros(1, dtype=torch.long, device=part.device) for _ in range(world_size)]
+    dist.all_gather(counts, torch.tensor([len(part)], device=part.device))
+    padded = torch.cat([part, part.new_zeros(most - len(part), *part.shape[1:])])
+    parts = [torch.empty_like(padded) for _ in range(world_size)]
+    dist.all_gather(parts, padded)
+    return torch.cat([rows[:int(count)] for rows, count in zip(parts, counts, strict=True)])
+
+
 T = TypeVar("T")
 
 

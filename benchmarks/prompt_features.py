@@ -44,7 +44,7 @@ class Features(torch.nn.Module):
 @torch.no_grad()
 def nearest_class_mean(options: dict, scenario, batches: Batches, tasks: int) -> float:
     """Percent of the test images of the first tasks whose class mean, among those tasks' classes, is nearest."""
-    model = build_model(options, scenario.num_classes)
+    model = build_model(options, scenario.num_classes, scenario.tasks_known_in_training)
     model.head = Features()
     model.eval()
     read = {part: [(model(b.images_BCHW, per_image=True).logits_BK, b.labels_B) for task in scenario.tasks[:tasks]

@@ -83,7 +83,7 @@ def our_work(way: str, options: SimpleNamespace, device: torch.device) -> dict[s
              *WAYS[way]]
     o = parse(words).options
     choose_device(o["device"], Processes())
-    model = build_model(o, 10 * CLASSES).to(device)
+    model = build_model(o, 10 * CLASSES, 10).to(device)
     if choose_precision(o["precision"], device) == "bf16":
         model.use_bfloat16()
     if o["compile"]:

@@ -179,6 +179,9 @@ GROUPS: dict[str, list[Option]] = {
     "prompts": [
         _o("prompt_method", str, "l2p", "l2p, or none: no prompts", ("l2p", "none")),
         _o("prompt_pool", boolean, True, "choose prompts from a pool; otherwise one prompt is always used"),
+        _o("prompt_layers", integer(0), [0], "blocks of the ViT, from 0, that the chosen prompts go to", nargs="+"),
+        _o("prompt_choice", str, "nearest", "l2p: the prompts of the nearest keys; or, as controls, random ones or the "
+           "first ones for every image, without keys and query", ("nearest", "random", "fixed")),
         _o("size", integer(1), 10, "prompts in the pool, M"),
         _o("length", integer(1), 5, "vectors in a prompt, L"),
         _o("top_k", integer(1), 5, "prompts chosen for an image, N"),

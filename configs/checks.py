@@ -5,45 +5,75 @@ from typing import Any
 from configs.base import OPTIONS
 from errors import InputError
 
+Options = dict[str, Any]
 
-def check(options: dict[str, Any]) -> list[str]:
+
+def check(options: Options) -> list[str]:
     """Warnings about options that are allowed but hardly meant. Raises InputError at the first contradiction."""
-    o = options
-    uses_prompts = o["prompt_method"] != "none"
-    uses_pool = uses_prompts and o["prompt_pool"]
+    for part in (_check_prompts, _check_pool, _check_head, _check_ranges, _check_scenario, _check_modes):
+        part(options)
+    return _warnings(options)
 
-    if uses_pool and o["top_k"] > o["size"]:
-        raise InputError(f"--top_k {o['top_k']} is more than --size {o['size']}: a prompt cannot be chosen twice; "
-                         f"use --top_k {o['size']} or less.")
-    if not uses_prompts and "prompt" in o["head_type"]:
+
+def _check_prompts(o: Options) -> None:
+    if o["prompt_method"] == "none" and "prompt" in o["head_type"]:
         raise InputError(f"--head_type {o['head_type']} reads prompt outputs, which --prompt_method none has not: "
                          "use --head_type token.")
-    if uses_prompts and o["head"] == "ncm":
-        raise InputError("--head ncm needs features that never change: use --prompt_method none with it.")
-    if o["head"] == "ncm" and not o["freeze"]:
-        raise InputError("--head ncm trains nothing: leave the backbone frozen (do not give an empty --freeze).")
+    if o["prompt_choice"] != OPTIONS["prompt_choice"].default and o["prompt_method"] != "l2p":
+        raise InputError(f"--prompt_choice {o['prompt_choice']} is a control of L2P's choice: use --prompt_method l2p.")
+
+
+def _check_pool(o: Options) -> None:
+    has_pool = o["prompt_method"] != "none" and o["prompt_pool"]
+    if has_pool and o["top_k"] > o["size"]:
+        raise InputError(f"--top_k {o['top_k']} is more than --size {o['size']}: a prompt cannot be chosen twice; "
+                         f"use --top_k {o['size']} or less.")
     for switch in ("use_prompt_mask", "shared_prompt_pool", "shared_prompt_key"):
-        if o[switch] and not uses_pool:
-            raise InputError(f"--{switch} needs a prompt pool: remove it, or use "
-                             f"{'--prompt_pool true' if uses_prompts else '--prompt_method l2p'}.")
-    if o["shared_prompt_key"] and not o["prompt_key"]:
-        raise InputError("--shared_prompt_key needs keys of their own: use --prompt_key true.")
+        if o[switch] and not has_pool:
+            remedy = "--prompt_method l2p" if o["prompt_method"] == "none" else "--prompt_pool true"
+            raise InputError(f"--{switch} needs a prompt pool: remove it, or use {remedy}.")
+    if o["shared_prompt_key"] and not (o["prompt_key"] and o["prompt_choice"] == "nearest"):
+        raise InputError("--shared_prompt_key needs keys of their own: use --prompt_key true and --prompt_choice "
+                         "nearest.")
+    if o["prompt_choice"] == "fixed" and o["use_prompt_mask"]:
+        raise InputError("--use_prompt_mask gives each task prompts of its own, and --prompt_choice fixed the same to "
+                         "all: leave one of them out.")
+    if o["prompt_choice"] != "nearest" and not o["prompt_pool"]:
+        raise InputError(f"--prompt_choice {o['prompt_choice']} needs a prompt pool: use --prompt_pool true.")
+
+
+def _check_head(o: Options) -> None:
+    if o["head"] != "ncm":
+        return
+    if o["prompt_method"] != "none":
+        raise InputError("--head ncm needs features that never change: use --prompt_method none with it.")
+    if not o["freeze"]:
+        raise InputError("--head ncm trains nothing: leave the backbone frozen (do not give an empty --freeze).")
+    if o["replay_per_class"]:
+        raise InputError("--replay_per_class: --head ncm forgets no class and needs no replay; leave it out.")
+
+
+def _check_ranges(o: Options) -> None:
     for name in ("scale", "ratio"):
         low, high = o[name]
         if low > high or low <= 0:
             raise InputError(f"--{name} {low:g} {high:g}: give a lower bound above 0, then an upper bound no smaller.")
     if o["lr_noise"] is not None and len(o["lr_noise"]) > 2:
         raise InputError("--lr_noise takes one or two numbers.")
+
+
+def _check_scenario(o: Options) -> None:
     if o["shuffle"] and o["class_order"] is not None:
         raise InputError("--shuffle and --class_order exclude each other: give one of them.")
     if o["schedule"] == "gaussian":
         _check_stream(o)
-    else:
-        for name in ("gaussian_episodes", "gaussian_steps", "gaussian_width", "gaussian_eval_every"):
-            if o[name] != OPTIONS[name].default:
-                raise InputError(f"--{name} is of a stream: add --schedule gaussian.")
-    if o["replay_per_class"] and o["head"] == "ncm":
-        raise InputError("--replay_per_class: --head ncm forgets no class and needs no replay; leave it out.")
+        return
+    for name in ("gaussian_episodes", "gaussian_steps", "gaussian_width", "gaussian_eval_every"):
+        if o[name] != OPTIONS[name].default:
+            raise InputError(f"--{name} is of a stream: add --schedule gaussian.")
+
+
+def _check_modes(o: Options) -> None:
     if not o["output_dir"]:
         for mode in ("eval", "resume", "overwrite"):
             if o[mode]:
@@ -53,6 +83,9 @@ def check(options: dict[str, Any]) -> list[str]:
         modes.append("--speed_test")
     if len(modes) > 1:
         raise InputError(f"{' and '.join(modes)} exclude each other: give one of them.")
+
+
+def _warnings(o: Options) -> list[str]:
     restarts = o["reinit_optimizer"] and o["schedule"] == "tasks"
     if o["sched"] != "constant" and restarts and o["warmup_epochs"] >= o["epochs"]:
         return [f"--sched {o['sched']}: all {o['epochs']} epochs of a task are warm-up (--warmup_epochs "
@@ -60,7 +93,7 @@ def check(options: dict[str, Any]) -> list[str]:
     return []
 
 
-def _check_stream(o: dict[str, Any]) -> None:
+def _check_stream(o: Options) -> None:
     """Refuse what needs to know of tasks, of which a stream has none; all of it in one sentence."""
     switches = ("task_inc", "use_prompt_mask", "shared_prompt_pool", "shared_prompt_key")
     remedies = [f"--no-{name}" for name in switches if o[name]]

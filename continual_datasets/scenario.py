@@ -93,6 +93,11 @@ class Scenario:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def tasks_known_in_training(self) -> int | None:
+        """How many tasks there are, where training may know it."""
+        return len(self.tasks) if self.setting.known_in_training else None
+
     def class_mask(self, task: int) -> torch.Tensor:
         """[K] bool: the classes of one task."""
         mask_K = torch.zeros(self.num_classes, dtype=torch.bool)

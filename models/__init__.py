@@ -3,78 +3,110 @@
 from typing import Any
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import models.glyph_vit  # noqa: F401 -- registers the demo's backbone with timm
 from errors import InputError
-from models.prompted_vit import NearestMeanHead, PromptedViT
+from models.heads import Head, LinearHead, NearestMeanHead
+from models.prompted_vit import PromptedViT
 from models.query_cache import QueryCache
-from models.weights import backbone_fingerprint, build_backbone, model_normalisation, resolve_model_name
-from prompt import FixedPrompt, PromptPool
+from models.trunk import is_plain
+from models.weights import (
+    backbone_fingerprint,
+    build_backbone,
+    build_without_weights,
+    model_normalisation,
+    resolve_model_name,
+)
+from prompt import Host, PromptMethod
+from prompt_methods import build_prompt_method
 from utils import random_generator
 
 __all__ = ["PromptedViT", "QueryCache", "backbone_fingerprint", "build_model", "model_normalisation",
            "resolve_model_name"]
 
 
-def build_model(options: dict[str, Any], num_classes: int) -> PromptedViT:
+def build_model(options: dict[str, Any], num_classes: int, num_tasks: int | None) -> PromptedViT:
     """The model that the options describe, on the CPU, every parameter in place.
+
+    Args:
+        num_tasks: how many tasks training goes through; None where it is not told of tasks.
 
     Raises:
         InputError: a model that is not a timm VisionTransformer or lacks what the options need; unusable weights.
     """
     o = options
-    needs_cls = [f"--{name} {o[name]}" for name, needed in (
-        ("head_type", o["head_type"] in ("token", "token+prompt")),
-        ("embedding_key", o["prompt_method"] != "none" and o["prompt_pool"] and o["embedding_key"] == "cls")) if needed]
+    shape = build_without_weights(resolve_model_name(o["model"])[0])
+    prompt = build_prompt(o, shape, num_tasks) if isinstance(shape, VisionTransformer) else None
+    reads_cls = options_that_read_cls(o, prompt)
     torch.manual_seed(o["seed"])  # timm draws random weights, where none are loaded, from the global generator
     backbone = build_backbone(o["model"], input_size=o["input_size"], pretrained=o["pretrained"],
                               init_checkpoint=o["init_checkpoint"], drop=o["drop"], drop_path=o["drop_path"],
-                              needs_cls=bool(needs_cls), needs_for=" and ".join(needs_cls))
-    prompts = build_prompt(o, backbone.embed_dim)
-    if prompts is not None and o["prompt_pos_embed"] == "cls" and (
+                              needs_cls=bool(reads_cls), needs_for=" and ".join(reads_cls))
+    if 0 in prompt.layers and o["prompt_pos_embed"] == "cls" and (
             backbone.pos_embed is None or backbone.no_embed_class or not backbone.has_class_token):
         raise InputError(f"--prompt_pos_embed cls: {o['model']} has no position embedding for a cls token; "
                          "use --prompt_pos_embed none.")
     if backbone.attn_pool is not None:
         backbone.reset_classifier(0, "")  # the head reads tokens, so a pooling layer of the backbone's own goes
-    model = PromptedViT(backbone, prompts, build_head(o, backbone.embed_dim, num_classes), head_type=o["head_type"],
-                       embedding_key=o["embedding_key"], prompt_pos_embed=o["prompt_pos_embed"],
-                       freeze=tuple(o["freeze"]))
+    model = PromptedViT(backbone, prompt, build_head(o, backbone.embed_dim, num_classes), head_type=o["head_type"],
+                        embedding_key=o["embedding_key"], prompt_pos_embed=o["prompt_pos_embed"],
+                        freeze=tuple(o["freeze"]))
     check_freeze_words(model, o["freeze"])
-    trains = sum(p.numel() for _, p in model.trained_parameters())
-    if o["head"] == "ncm" and trains:
-        raise InputError(f"--head ncm learns without gradient, but --freeze leaves {trains} values to train: "
-                         "use --freeze backbone.")
-    if o["head"] != "ncm" and not trains:
-        raise InputError("--freeze leaves nothing to train: take a word out.")
+    check_what_trains(model, o["head"])
     return model
 
 
-def build_prompt(o: dict[str, Any], dim: int) -> PromptPool | FixedPrompt | None:
-    """The prompt module, its values drawn by the seed alone."""
-    generator = random_generator(o["seed"], "prompt")
-    if o["prompt_method"] == "none":
-        return None
-    if not o["prompt_pool"]:
-        return FixedPrompt(dim, o["length"], initializer=o["initializer"], generator=generator)
-    return PromptPool(
-        dim, o["size"], o["length"], o["top_k"], initializer=o["initializer"], key_initializer=o["prompt_key_init"],
-        trained_key=o["prompt_key"], batchwise=o["batchwise_prompt"], task_mask=o["use_prompt_mask"],
-        share_prompts=o["shared_prompt_pool"], share_keys=o["shared_prompt_key"],
-        pull_coefficient=o["pull_constraint_coeff"] if o["pull_constraint"] else 0.0, generator=generator)
+def options_that_read_cls(o: dict[str, Any], prompt: PromptMethod | None) -> list[str]:
+    reading = []
+    if o["head_type"] in ("token", "token+prompt"):
+        reading.append(f"--head_type {o['head_type']}")
+    if prompt is not None and prompt.needs_query and o["embedding_key"] == "cls":
+        reading.append("--embedding_key cls")
+    return reading
 
 
-def build_head(o: dict[str, Any], dim: int, num_classes: int) -> nn.Module:
+def build_prompt(o: dict[str, Any], shape: VisionTransformer, num_tasks: int | None) -> PromptMethod:
+    """The prompt method, its values drawn by the seed alone.
+
+    Args:
+        shape: a ViT of the backbone's kind; its weights do not matter.
+
+    Raises:
+        InputError: it does not go with the ViT, the head or the run.
+    """
+    takes_prefixes = all(is_plain(block) for block in shape.blocks)
+    attention = shape.blocks[0].attn if takes_prefixes else None
+    host = Host(dim=shape.embed_dim, depth=len(shape.blocks), num_heads=attention.num_heads if attention else None,
+                head_dim=attention.head_dim if attention else None, num_tasks=num_tasks, model_name=o["model"],
+                generator=random_generator(o["seed"], "prompt"))
+    prompt = build_prompt_method(o["prompt_method"], o, host)
+    if "prompt" in o["head_type"] and not prompt.num_tokens:
+        raise InputError(f"--head_type {o['head_type']} reads prompt outputs, which --prompt_method "
+                         f"{o['prompt_method']} has not: use --head_type token.")
+    return prompt
+
+
+def build_head(o: dict[str, Any], dim: int, num_classes: int) -> Head:
     if o["head"] == "ncm":
         return NearestMeanHead(dim, num_classes)
-    head = nn.Linear(dim, num_classes)
+    head = LinearHead(dim, num_classes)
     nn.init.zeros_(head.bias)
     if o["head_init"] == "zero":
         nn.init.zeros_(head.weight)
     else:
         nn.init.trunc_normal_(head.weight, std=0.02, generator=random_generator(o["seed"], "head"))
     return head
+
+
+def check_what_trains(model: PromptedViT, head: str) -> None:
+    trains = sum(parameter.numel() for _, parameter in model.trained_parameters())
+    if not model.head.learns_by_gradient and trains:
+        raise InputError(f"--head {head} learns without gradient, but --freeze leaves {trains} values to train: "
+                         "use --freeze backbone.")
+    if model.head.learns_by_gradient and not trains:
+        raise InputError("--freeze leaves nothing to train: take a word out.")
 
 
 # What the PyTorch re-implementation and its users freeze; a model need not have all of it.

@@ -1,7 +1,7 @@
 """`PromptedViT`: a timm VisionTransformer, prompts and a head, put together without editing timm's code.
 
 The backbone's own modules embed, transform and normalise; this file only decides what goes between them.
-Shapes: B batch, T tokens, D width, P prompt vectors, K classes.
+Shapes: B batch, T tokens, R tokens that the head reads, D width, P prompt vectors, K classes.
 """
 
 import copy
@@ -13,8 +13,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from errors import InputError
-from models.trunk import run_trunk
-from prompt import FixedPrompt, PromptPool, Prompts
+from models.heads import Head
+from models.trunk import Prefix, insert, run_trunk
+from prompt import PromptMethod, Prompts
 
 
 @dataclass
@@ -26,44 +27,24 @@ class Output:
     """Chosen prompts per image; None where nothing is chosen."""
 
 
-class NearestMeanHead(nn.Module):
-    """Nearest class mean: logits are cosines to the mean feature of each class. Learns by counting, not by gradient."""
-
-    def __init__(self, dim: int, num_classes: int):
-        super().__init__()
-        self.register_buffer("sums_KD", torch.zeros(num_classes, dim, dtype=torch.float64))
-        self.register_buffer("counts_K", torch.zeros(num_classes, dtype=torch.long))
-
-    @torch.no_grad()
-    def observe(self, features_BD: Tensor, labels_B: Tensor) -> None:
-        """Take a batch of features into the means of their classes."""
-        self.sums_KD.index_add_(0, labels_B, features_BD.double())
-        self.counts_K.index_add_(0, labels_B, torch.ones_like(labels_B))
-
-    def forward(self, features_BD: Tensor) -> Tensor:
-        means_KD = nn.functional.normalize(self.sums_KD, dim=1).to(features_BD.dtype)
-        logits_BK = nn.functional.normalize(features_BD, dim=1) @ means_KD.T
-        return logits_BK.masked_fill(self.counts_K == 0, -1.0)  # the lowest cosine: a class never seen
-
-
 class PromptedViT(nn.Module):
     """A ViT that reads an image twice: once for the query, once with the prompts that the query chose.
 
     Args:
         backbone: a timm ViT without classifier, in eval mode.
-        prompt: a prompt module, or None: one plain pass.
+        prompt: a prompt method; `NoPrompts` for one plain pass.
         head: features [B, D] to logits [B, K].
         head_type: what the head reads: `prompt` (mean prompt output), `token` (cls), `gap` (mean over all tokens),
             `token+prompt` (mean over cls and prompts).
         embedding_key: the query: `cls` (cls output of the unprompted pass, paper section 4.1) or `mean`, `max`,
             `mean_max` = max + 2·mean over the embedded patches before position embedding.
-        prompt_pos_embed: `cls` adds the cls token's position embedding to each prompt vector, `none` adds nothing.
+        prompt_pos_embed: `cls` adds the cls token's position embedding to each vector that joins the tokens before the
+            first block, `none` adds nothing.
         freeze: a parameter whose name begins with one of these words does not train.
     """
 
-    def __init__(self, backbone: VisionTransformer, prompt: PromptPool | FixedPrompt | None, head: nn.Module, *,
-                 head_type: str, embedding_key: str = "cls", prompt_pos_embed: str = "none",
-                 freeze: tuple[str, ...] = ()):
+    def __init__(self, backbone: VisionTransformer, prompt: PromptMethod, head: Head, *, head_type: str,
+                 embedding_key: str = "cls", prompt_pos_embed: str = "none", freeze: tuple[str, ...] = ()):
         super().__init__()
         self.backbone, self.prompt, self.head = backbone, prompt, head
         self.head_type, self.embedding_key, self.prompt_pos_embed = head_type, embedding_key, prompt_pos_embed
@@ -71,25 +52,25 @@ class PromptedViT(nn.Module):
         self.backbone_trains = any(p.requires_grad for p in backbone.parameters())
         self.backbone_drops = any((isinstance(m, nn.Dropout) and m.p > 0) or getattr(m, "drop_prob", None)
                                   for m in backbone.modules())
-        # The query network is the pretrained ViT as it came. Only when the backbone trains does that take a copy,
-        # kept outside the registered modules: it is neither trained nor saved.
-        needs_copy = self.backbone_trains and self.uses_query
-        self._query_copy = [copy.deepcopy(backbone).requires_grad_(False) if needs_copy else None]
+        # The query network is the pretrained ViT as it came. Only when the backbone trains does that take a copy.
+        needs_copy = self.backbone_trains and prompt.needs_query
+        self._query_copy = Unregistered(copy.deepcopy(backbone).requires_grad_(False)) if needs_copy else None
         self.autocasts_to: torch.dtype | None = None
         self._compiled_for, self._compiled_trunk = 0, None  # a batch size and what runs it
 
     @property
-    def uses_query(self) -> bool:
-        return self.prompt is not None and self.prompt.needs_query
+    def query_network(self) -> VisionTransformer:
+        return self.backbone if self._query_copy is None else self._query_copy.module
 
     @property
-    def query_network(self) -> VisionTransformer:
-        return self._query_copy[0] or self.backbone
+    def draws(self) -> bool:
+        """Whether training draws from torch's global generator: dropout, or a prompt method that does."""
+        return self.backbone_drops or self.prompt.draws
 
     def _apply(self, fn, recurse=True):
         super()._apply(fn, recurse)  # .to(device) and the like reach the copy too
-        if self._query_copy[0] is not None:
-            self._query_copy[0]._apply(fn, recurse)
+        if self._query_copy is not None:
+            self._query_copy.module._apply(fn, recurse)
         return self
 
     def train(self, mode: bool = True) -> "PromptedViT":
@@ -109,8 +90,8 @@ class PromptedViT(nn.Module):
             self.autocasts_to = torch.bfloat16
         else:
             self.backbone.to(torch.bfloat16)
-        if self._query_copy[0] is not None:
-            self._query_copy[0].to(torch.bfloat16)
+        if self._query_copy is not None:
+            self._query_copy.module.to(torch.bfloat16)
 
     def compile(self, batch_size: int) -> None:
         """Let torch.compile make kernels of the blocks for batches of `batch_size`; others run as before.
@@ -133,12 +114,13 @@ class PromptedViT(nn.Module):
             raise InputError(f"--compile: torch cannot compile here ({first_line(error)}); install a C++ compiler such "
                              "as g++ (for a GPU also triton), or leave --compile out.") from error
 
-    def _run(self, vit: VisionTransformer, tokens_BTD: Tensor, start: int, stop: int) -> Tensor:
+    def _run(self, vit: VisionTransformer, tokens_BTD: Tensor, start: int, stop: int,
+             tokens: dict[int, Tensor] | None = None, prefixes: dict[int, Prefix] | None = None) -> Tensor:
         if self._compiled_trunk is None or len(tokens_BTD) != self._compiled_for:
-            return run_trunk(vit, tokens_BTD, start, stop)
+            return run_trunk(vit, tokens_BTD, start, stop, tokens, prefixes)
         # A CUDA graph writes its next result where this one lies: it is copied out, and none is waited for.
         torch.compiler.cudagraph_mark_step_begin()
-        return self._compiled_trunk(vit, tokens_BTD, start, stop).clone()
+        return self._compiled_trunk(vit, tokens_BTD, start, stop, tokens, prefixes).clone()
 
     # ---- what is computed ----
     @torch.no_grad()
@@ -148,9 +130,7 @@ class PromptedViT(nn.Module):
         if patches is None or vit is not self.backbone:
             patches = embed(vit, images_BCHW)
         if self.embedding_key != "cls":
-            patches_BTD = at_least_float32(patches.flatten(1, -2))
-            mean, peak = patches_BTD.mean(1), patches_BTD.amax(1)
-            return {"mean": mean, "max": peak, "mean_max": peak + 2 * mean}[self.embedding_key]
+            return patch_statistics(at_least_float32(patches.flatten(1, -2)), self.embedding_key)
         drops = vit.training  # only a backbone with dropout, in training
         if drops:
             vit.eval()
@@ -173,47 +153,60 @@ class PromptedViT(nn.Module):
             query_BD: the images' query when it is already known.
             per_image: each image chooses its prompts alone, whatever the pool's setting.
         """
+        features_BD, prompts = self._read(images_BCHW, task, query_BD, per_image)
+        return Output(self.head(features_BD), prompts.aux_loss, prompts.selected_BN)
+
+    @torch.no_grad()
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """What the head reads [B, D], for a head that observes; each image chooses its prompts alone, as in a test."""
+        return self._read(images_BCHW, None, None, per_image=True)[0]
+
+    def _read(self, images_BCHW: Tensor, task: int | None, query_BD: Tensor | None,
+              per_image: bool) -> tuple[Tensor, Prompts]:
         with self._autocast(images_BCHW):
             patches = embed(self.backbone, images_BCHW)  # serves both passes
-        if self.prompt is None:
-            return Output(self.head(self._features(patches)))
-        if self.uses_query and query_BD is None:
+        if self.prompt.needs_query and query_BD is None:
             query_BD = self.query(images_BCHW, patches)
-        prompts: Prompts = self.prompt(query_BD, len(images_BCHW), task=task, per_image=per_image)
-        logits_BK = self.head(self._features(patches, prompts.tokens_BPD))
-        return Output(logits_BK, prompts.aux_loss, prompts.selected_BN)
+        prompts = self.prompt(query_BD, len(images_BCHW), task=task, per_image=per_image)
+        return self._features(patches, prompts), prompts
 
-    def features(self, images_BCHW: Tensor) -> Tensor:
-        """What the head reads [B, D], for a head that learns without gradient (no prompts)."""
-        with self._autocast(images_BCHW):
-            patches = embed(self.backbone, images_BCHW)
-        return self._features(patches)
-
-    def _features(self, patches: Tensor, prompts_BPD: Tensor | None = None) -> Tensor:
+    def _features(self, patches: Tensor, prompts: Prompts) -> Tensor:
         """Embedded patches and prompts to what the head reads [B, D]."""
         vit, n = self.backbone, self.backbone.num_prefix_tokens
         with self._autocast(patches):
             tokens_BTD = vit._pos_embed(patches)
-            p = 0
-            if prompts_BPD is not None:
-                tokens_BTD, p = self._insert(tokens_BTD, prompts_BPD), prompts_BPD.shape[1]
-            start, stop = {"token": (0, 1), "gap": (0, tokens_BTD.shape[1]), "prompt": (n, n + p),
-                           "token+prompt": (0, n + p)}[self.head_type]
-            read_BRD = self._run(vit, tokens_BTD, start, stop)
+            first_BPD = prompts.tokens.get(0)
+            if first_BPD is not None:
+                tokens_BTD = insert(tokens_BTD, self._placed(first_BPD.to(tokens_BTD.dtype)), n)
+            later = {layer: vectors_BPD for layer, vectors_BPD in prompts.tokens.items() if layer > 0}
+            count = tokens_BTD.shape[1] + sum(vectors_BPD.shape[1] for vectors_BPD in later.values())
+            start, stop = self._tokens_read(count)
+            read_BRD = self._run(vit, tokens_BTD, start, stop, later, prompts.prefixes)
             if self.head_type == "token+prompt":  # between them lie the registers
                 read_BRD = torch.cat([read_BRD[:, :1], read_BRD[:, n:]], dim=1)
             pooled_BD = at_least_float32(read_BRD).mean(1).to(read_BRD.dtype)
             return at_least_float32(vit.fc_norm(pooled_BD))
 
-    def _insert(self, tokens_BTD: Tensor, prompts_BPD: Tensor) -> Tensor:
-        """Prompts go behind the cls token and the registers; attention does not know of order."""
+    def _tokens_read(self, count: int) -> tuple[int, int]:
+        """The first and the end of the tokens that the head reads, among the `count` that reach the last block.
+
+        They are the cls token, registers, prompts and patches, in this order.
+        """
+        n = self.backbone.num_prefix_tokens
+        if self.head_type == "token":
+            return 0, 1
+        if self.head_type == "gap":
+            return 0, count
+        if self.head_type == "prompt":
+            return n, n + self.prompt.num_tokens
+        return 0, n + self.prompt.num_tokens
+
+    def _placed(self, vectors_BPD: Tensor) -> Tensor:
+        """Vectors that join the tokens before the first block, with their position and dropout."""
         vit = self.backbone
-        prompts_BPD = prompts_BPD.to(tokens_BTD.dtype)
         if self.prompt_pos_embed == "cls":
-            prompts_BPD = prompts_BPD + vit.pos_embed[:, :1]
-        prompts_BPD = vit.pos_drop(prompts_BPD)
-        n = vit.num_prefix_tokens
-        return torch.cat([tokens_BTD[:, :n], prompts_BPD, tokens_BTD[:, n:]], dim=1)
+            vectors_BPD = vectors_BPD + vit.pos_embed[:, :1]
+        return vit.pos_drop(vectors_BPD)
 
     def _autocast(self, where: Tensor):
         return torch.autocast(where.device.type, self.autocasts_to, enabled=self.autocasts_to is not None)
@@ -223,14 +216,13 @@ class PromptedViT(nn.Module):
         return ((name, p) for name, p in self.named_parameters() if p.requires_grad)
 
     def learned_state(self) -> dict[str, Tensor]:
-        """Exactly what training changes: trained parameters and the counts of a head that learns by counting."""
-        state = dict(self.trained_parameters()) | {f"head.{n}": b for n, b in self.head.named_buffers()}
-        return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+        """Exactly what training changes: trained parameters, and the buffers of prompts and head."""
+        return {name: tensor.detach().cpu().clone() for name, tensor in self._learned().items()}
 
     @torch.no_grad()
     def load_learned_state(self, state: dict[str, Tensor]) -> None:
         """Take over what `learned_state` gave. Raises InputError naming what does not fit."""
-        own = dict(self.trained_parameters()) | {f"head.{n}": b for n, b in self.head.named_buffers()}
+        own = self._learned()
         wrong = sorted(own.keys() ^ state.keys()) + sorted(
             name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
         if wrong:
@@ -239,10 +231,34 @@ class PromptedViT(nn.Module):
         for name, tensor in own.items():
             tensor.copy_(state[name])
 
+    def _learned(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = dict(self.trained_parameters())
+        for part, module in (("prompt", self.prompt), ("head", self.head)):
+            parameters = dict(module.named_parameters())
+            tensors |= {f"{part}.{name}": tensor for name, tensor in module.state_dict(keep_vars=True).items()
+                        if name not in parameters}
+        return tensors
+
+
+class Unregistered:
+    """Holds a module that is no part of another's: neither trained nor saved with it."""
+
+    def __init__(self, module: VisionTransformer):
+        self.module = module
+
 
 def embed(vit: VisionTransformer, images_BCHW: Tensor) -> Tensor:
     """Images to patches, [B, T, D] or [B, H, W, D], in the precision of the ViT's weights."""
     return vit.patch_embed(images_BCHW.to(next(vit.patch_embed.parameters()).dtype))
+
+
+def patch_statistics(patches_BTD: Tensor, which: str) -> Tensor:
+    """`mean`, `max` or `mean_max` = max + 2·mean over the embedded patches [B, D]."""
+    if which == "mean":
+        return patches_BTD.mean(1)
+    if which == "max":
+        return patches_BTD.amax(1)
+    return patches_BTD.amax(1) + 2 * patches_BTD.mean(1)
 
 
 def first_line(error: Exception) -> str:

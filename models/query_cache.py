@@ -32,7 +32,7 @@ class QueryCache:
             images_key: names the whole set of images; equal for equal pixels only.
             batch_size, index: which of its images are in this batch.
         """
-        if not model.uses_query or model.embedding_key != "cls":
+        if not model.prompt.needs_query or model.embedding_key != "cls":
             return None
         return self._kept(model.query_weights(), (images_key, batch_size, index), lambda: model.query(images_BCHW))
 

@@ -34,7 +34,7 @@ def resolve_model_name(name: str) -> tuple[str, str | None]:
         hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() prints those there are."
         raise InputError(f"--model {name} is not a model that timm {timm.__version__} knows: {hint}")
     if not timm.list_models(architecture):  # not listed although known: a deprecated alias
-        current = _build_without_weights(architecture).pretrained_cfg
+        current = build_without_weights(architecture).pretrained_cfg
         architecture, tag = current["architecture"], tag or current["tag"]
     tag = tag or REFERENCE_TAGS.get(architecture) or _default_tag(architecture)
     if not tag:
@@ -99,7 +99,7 @@ def model_normalisation(backbone_or_name: VisionTransformer | str) -> tuple[tupl
     """Per-channel (mean, std) of [0, 1] pixels that the model's weights were trained with (`--input_norm model`)."""
     model = backbone_or_name
     if isinstance(model, str):
-        model = _build_without_weights(resolve_model_name(model)[0])
+        model = build_without_weights(resolve_model_name(model)[0])
     return tuple(model.pretrained_cfg["mean"]), tuple(model.pretrained_cfg["std"])
 
 
@@ -117,7 +117,7 @@ def _default_tag(architecture: str) -> str | None:
     return cfg.tag if cfg else None
 
 
-def _build_without_weights(name: str) -> torch.nn.Module:
+def build_without_weights(name: str) -> torch.nn.Module:
     """The model on the meta device: its class and sizes in a moment, whatever its size, and no random number drawn."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm's remark that a name is deprecated: we record the current one
@@ -125,7 +125,7 @@ def _build_without_weights(name: str) -> torch.nn.Module:
 
 
 def _refuse_unsupported(name: str, input_size: int, needs_cls: bool, needs_for: str) -> None:
-    model = _build_without_weights(name)
+    model = build_without_weights(name)
     if not isinstance(model, VisionTransformer):
         raise InputError(
             f"--model {name} is a {type(model).__name__}, and only models of timm's class VisionTransformer are "

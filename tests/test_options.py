@@ -102,6 +102,8 @@ PROBES: dict[str, Probe] = {
     # prompts
     "prompt_method": Probe(("none",), ("shapes", "first loss", "evaluation"), ("lr",), (*BASE, "--head_type", "token")),
     "prompt_pool": Probe(("false",), ("shapes", "first loss", "evaluation"), ("lr",)),
+    "prompt_layers": Probe(("1", "0 2"), ("first loss", "evaluation"), ("lr", "backbone")),
+    "prompt_choice": Probe(("random", "fixed"), ("first loss", "learned"), ("lr", "backbone")),
     "size": Probe(("12",), ("shapes", "first loss"), ("lr",)),
     "length": Probe(("3",), ("shapes", "first loss"), ("lr",)),
     "top_k": Probe(("3",), ("first loss", "evaluation"), ("shapes", "lr")),

@@ -82,7 +82,7 @@ def test_tensorboard_has_the_official_names(finished):
 def test_something_was_learned_and_nothing_frozen_moved(finished):
     """The backbone of a run is bit for bit what it was; prompts, keys and head are not."""
     config = json.loads((finished / "config.json").read_text())
-    model = build_model(config["options"], 6)
+    model = build_model(config["options"], 6, 3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     learned = tensors(finished, "task03")
     assert set(learned) == {"prompt.prompts_MLD", "prompt.keys_MD", "head.weight", "head.bias"}
@@ -107,7 +107,7 @@ def test_a_step_moves_no_frozen_tensor(data, tmp_path, monkeypatch):
 
 def test_the_exact_trainable_set_of_vit_b16():
     options = {"seed": 0} | vit_b16_options("cifar100_l2p")
-    model = build_model(options, 100)
+    model = build_model(options, 100, 10)
     sizes = {name: tensor.numel() for name, tensor in model.trained_parameters()}
     assert sizes == {"prompt.prompts_MLD": 38_400, "prompt.keys_MD": 7_680, "head.weight": 76_800, "head.bias": 100}
     assert sum(sizes.values()) == 122_980

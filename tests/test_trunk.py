@@ -5,7 +5,7 @@ import torch
 from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock, VisionTransformer
 from tiny_vits import TINY_VITS, images_for, tiny_vit
 
-from models.trunk import is_standard, run_trunk
+from models.trunk import drops, is_plain, run_trunk
 
 
 def embedded(vit: VisionTransformer) -> torch.Tensor:
@@ -39,7 +39,7 @@ def test_the_tokens_read_come_out_as_from_the_whole_block(case, part):
 @pytest.mark.parametrize("kind", [ResPostBlock, ParallelScalingBlock])
 def test_blocks_of_another_kind_run_whole(kind):
     vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=0, block_fn=kind)
-    assert not is_standard(vit.blocks[-1])
+    assert not is_plain(vit.blocks[-1])
     compare(vit.eval(), 1, 4)
 
 
@@ -47,8 +47,8 @@ def test_blocks_of_another_kind_run_whole(kind):
 def test_a_block_that_drops_runs_whole_in_training(changes):
     vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=0, **changes)
     tokens_BTD = embedded(vit)
-    assert is_standard(vit.eval().blocks[-1])
-    assert not is_standard(vit.train().blocks[-1])
+    assert not drops(vit.eval().blocks[-1])
+    assert drops(vit.train().blocks[-1])
     vit.train()
     draws = []
     for run in (lambda: run_trunk(vit, tokens_BTD, 1, 4), lambda: vit.norm(vit.blocks(tokens_BTD))[:, 1:4]):
