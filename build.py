@@ -1,6 +1,7 @@
 """Options in, objects out: the parts that main.py puts together."""
 
 import difflib
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler
+from timm.scheduler.scheduler import Scheduler
 
 from continual_datasets import Batches, GaussianSchedule, Scenario, build_scenario
 from continual_datasets.transforms import EvalTransform, TrainTransform
@@ -98,6 +100,18 @@ def build_batches(options: dict[str, Any], model: PromptedViT | None, device: to
         pin_memory=options["pin_mem"])
 
 
+class QuarterCosine(Scheduler):
+    """CODA-Prompt's schedule: lr · cos(99π·e/(200·(E-1))) in epoch e of E, which ends at 1.6 % of the first rate."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, epochs: int):
+        super().__init__(optimizer, param_group_field="lr", initialize=True)
+        self.epochs = epochs
+
+    def _get_lr(self, t: int) -> list[float]:
+        factor = math.cos(99 * math.pi * min(t, self.epochs - 1) / (200 * max(self.epochs - 1, 1)))
+        return [value * factor for value in self.base_values]
+
+
 def build_recipe(options: dict[str, Any]) -> Recipe:
     o = options
     batch = o["batch_size"] * (1 if o["unscale_lr"] else processes_from_environment().world_size)
@@ -119,6 +133,8 @@ def build_recipe(options: dict[str, Any]) -> Recipe:
     def make_schedule(optimizer, epochs):
         if o["sched"] == "constant":  # timm's own "constant" warms up; the reference's leaves the rate alone
             return None
+        if o["sched"] == "quarter_cosine":
+            return QuarterCosine(optimizer, epochs)
         schedule, _ = create_scheduler(SimpleNamespace(**o | {"epochs": epochs}, eval_metric="loss"), optimizer)
         if o["sched"] == "plateau":
             schedule.lr_scheduler.cooldown = o["cooldown_epochs"]  # timm's factory does not pass it on

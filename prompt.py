@@ -8,6 +8,7 @@ Source: Wang et al., Learning to Prompt for Continual Learning, CVPR 2022, secti
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -85,8 +86,8 @@ class Host:
     head_dim: int | None
     num_tasks: int | None
     """None where training is not told of tasks."""
-    generator: torch.Generator
-    """Draws the values that training starts from."""
+    generator: Callable[..., torch.Generator]
+    """Draws the values that training starts from: `generator()`, or `generator("task", 3)` when a task begins."""
     model_name: str = "this model"
 
     def check_layers(self, option: str, layers: list[int]) -> tuple[int, ...]:
@@ -288,9 +289,9 @@ def build(host: Host, *, prompt_pool: bool, prompt_layers: list[int], prompt_cho
     """L2P as the options of these names describe it."""
     layers = host.check_layers("prompt_layers", prompt_layers)
     if not prompt_pool:
-        return FixedPrompt(host.dim, length, layers=layers, initializer=initializer, generator=host.generator)
+        return FixedPrompt(host.dim, length, layers=layers, initializer=initializer, generator=host.generator())
     return PromptPool(
         host.dim, size, length, top_k, layers=layers, choice=prompt_choice, initializer=initializer,
         key_initializer=prompt_key_init, trained_key=prompt_key, batchwise=batchwise_prompt,
         task_mask=use_prompt_mask, share_prompts=shared_prompt_pool, share_keys=shared_prompt_key,
-        pull_coefficient=pull_constraint_coeff if pull_constraint else 0.0, generator=host.generator)
+        pull_coefficient=pull_constraint_coeff if pull_constraint else 0.0, generator=host.generator())

@@ -78,7 +78,7 @@ class Option:
 
 
 INITIALIZERS = ("uniform", "flax_uniform", "zero", "normal")
-SCHEDULES = ("constant", "cosine", "tanh", "step", "multistep", "poly", "plateau")
+SCHEDULES = ("constant", "cosine", "quarter_cosine", "tanh", "step", "multistep", "poly", "plateau")
 
 _o = Option
 GROUPS: dict[str, list[Option]] = {
@@ -128,7 +128,8 @@ GROUPS: dict[str, list[Option]] = {
     "learning rate": [
         _o("lr", number(0), 0.03, "learning rate for a batch of 256"),
         _o("unscale_lr", boolean, True, "scale lr by the batch of one process, not of all processes together"),
-        _o("sched", str, "constant", "schedule over the epochs of a task, or of the whole run, timm's", SCHEDULES),
+        _o("sched", str, "constant", "schedule over the epochs of a task, or of the whole run: timm's; quarter_cosine: "
+           "CODA-Prompt's, lr * cos(0.495 pi * epoch / (epochs - 1))", SCHEDULES),
         _o("warmup_epochs", integer(0), 5, "epochs of linear warm-up (not with constant)"),
         _o("warmup_lr", number(0), 1e-6, "learning rate where the warm-up begins"),
         _o("min_lr", number(0), 1e-5, "lowest learning rate of cosine, tanh, poly, plateau"),
@@ -177,9 +178,14 @@ GROUPS: dict[str, list[Option]] = {
            "each batch is joined by as many of them; --train_mask does not concern these"),
     ],
     "prompts": [
-        _o("prompt_method", str, "l2p", "l2p, or none: no prompts", ("l2p", "none")),
+        _o("prompt_method", str, "l2p", "L2P; DualPrompt; CODA-Prompt; OnePrompt, which has no pool; none: no prompts",
+           ("l2p", "dualprompt", "coda", "oneprompt", "none")),
         _o("prompt_pool", boolean, True, "choose prompts from a pool; otherwise one prompt is always used"),
         _o("prompt_layers", integer(0), [0], "blocks of the ViT, from 0, that the chosen prompts go to", nargs="+"),
+        _o("g_prompt_layers", integer(0), [0, 1], "dualprompt, oneprompt: blocks with keys and values for every image",
+           nargs="+"),
+        _o("g_prompt_length", integer(1), 5, "dualprompt, oneprompt: how many of those in a block"),
+        _o("orthogonality", number(0), 0.1, "coda: weight of the penalty on components that are not orthogonal, mu"),
         _o("prompt_choice", str, "nearest", "l2p: the prompts of the nearest keys; or, as controls, random ones or the "
            "first ones for every image, without keys and query", ("nearest", "random", "fixed")),
         _o("size", integer(1), 10, "prompts in the pool, M"),

@@ -19,6 +19,9 @@ def _check_prompts(o: Options) -> None:
     if o["prompt_method"] == "none" and "prompt" in o["head_type"]:
         raise InputError(f"--head_type {o['head_type']} reads prompt outputs, which --prompt_method none has not: "
                          "use --head_type token.")
+    if o["prompt_method"] == "coda" and (o["weight_decay"] or not o["reinit_optimizer"]):
+        raise InputError("--prompt_method coda freezes the components of earlier tasks, which weight decay or an "
+                         "optimizer that goes on would move: use --weight_decay 0 and --reinit_optimizer true.")
     if o["prompt_choice"] != OPTIONS["prompt_choice"].default and o["prompt_method"] != "l2p":
         raise InputError(f"--prompt_choice {o['prompt_choice']} is a control of L2P's choice: use --prompt_method l2p.")
 
@@ -87,7 +90,7 @@ def _check_modes(o: Options) -> None:
 
 def _warnings(o: Options) -> list[str]:
     restarts = o["reinit_optimizer"] and o["schedule"] == "tasks"
-    if o["sched"] != "constant" and restarts and o["warmup_epochs"] >= o["epochs"]:
+    if o["sched"] not in ("constant", "quarter_cosine") and restarts and o["warmup_epochs"] >= o["epochs"]:
         return [f"--sched {o['sched']}: all {o['epochs']} epochs of a task are warm-up (--warmup_epochs "
                 f"{o['warmup_epochs']}), so the schedule itself never begins."]
     return []

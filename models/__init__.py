@@ -1,5 +1,6 @@
 """The model: a frozen timm ViT, prompts and a head, put together from plain options."""
 
+import functools
 from typing import Any
 
 import torch
@@ -80,7 +81,7 @@ def build_prompt(o: dict[str, Any], shape: VisionTransformer, num_tasks: int | N
     attention = shape.blocks[0].attn if takes_prefixes else None
     host = Host(dim=shape.embed_dim, depth=len(shape.blocks), num_heads=attention.num_heads if attention else None,
                 head_dim=attention.head_dim if attention else None, num_tasks=num_tasks, model_name=o["model"],
-                generator=random_generator(o["seed"], "prompt"))
+                generator=functools.partial(random_generator, o["seed"], "prompt"))
     prompt = build_prompt_method(o["prompt_method"], o, host)
     if "prompt" in o["head_type"] and not prompt.num_tokens:
         raise InputError(f"--head_type {o['head_type']} reads prompt outputs, which --prompt_method "

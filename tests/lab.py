@@ -27,6 +27,8 @@ BASE = ("cifar100_l2p", "--data_path", "{data}", "--num_tasks", "2", "--epochs",
 STREAM = (*BASE[:3], *BASE[5:], "--schedule", "gaussian", "--reinit_optimizer", "false", "--gaussian_episodes", "4",
           "--gaussian_steps", "2", "--gaussian_width", "2", "--gaussian_eval_every", "2")
 NO_PROMPTS = ("--prompt_method", "none", "--head_type", "token")
+DUAL = (*BASE, "--prompt_method", "dualprompt", "--head_type", "token", "--prompt_layers", "2")
+CODA = (*BASE, "--prompt_method", "coda", "--head_type", "token", "--prompt_layers", "2", "--length", "4")
 SGD = ("--opt", "sgd")
 # Queries that differ from image to image, whatever the weights: an untrained ViT's cls outputs are all alike.
 DIVERSE = ("--embedding_key", "mean", "--input_norm", "imagenet")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 import test_options_alone as alone
-from lab import BASE, DIVERSE, NO_PROMPTS, SGD, STREAM, measure_rates, measure_run
+from lab import BASE, CODA, DIVERSE, DUAL, NO_PROMPTS, SGD, STREAM, measure_rates, measure_run
 
 from configs.base import OPTIONS, parse
 
@@ -65,7 +65,7 @@ PROBES: dict[str, Probe] = {
     "reinit_optimizer": Probe(("false",), ("later loss", "learned"), ("first loss", "lr")),
     # learning rate
     "lr": Probe(("0.1",), ("lr", "later loss", "learned"), ("steps",)),
-    "sched": rates("constant", "cosine", "tanh", "step", "multistep", "poly", "plateau",
+    "sched": rates("constant", "cosine", "quarter_cosine", "tanh", "step", "multistep", "poly", "plateau",
                    base="--warmup_epochs 0 --epochs 12 --patience_epochs 2 --decay_epochs 4 --decay_milestones 3 9"),
     "warmup_epochs": rates("cosine", "2", "5"),
     "warmup_lr": rates("cosine", "1e-5", "1e-4", base="--warmup_epochs 3 --epochs 6"),
@@ -100,10 +100,14 @@ PROBES: dict[str, Probe] = {
     "gaussian_eval_every": Probe(("1", "4"), ("evaluation", "shapes"), ("steps", "first loss", "later loss"), STREAM),
     "replay_per_class": Probe(("1", "2"), ("later loss", "learned"), ("first loss", "steps", "lr")),
     # prompts
-    "prompt_method": Probe(("none",), ("shapes", "first loss", "evaluation"), ("lr",), (*BASE, "--head_type", "token")),
+    "prompt_method": Probe(("dualprompt", "coda", "oneprompt", "none"), ("shapes", "first loss", "evaluation"), ("lr",),
+                           (*BASE, "--head_type", "token", "--prompt_layers", "2", "--length", "4")),
     "prompt_pool": Probe(("false",), ("shapes", "first loss", "evaluation"), ("lr",)),
     "prompt_layers": Probe(("1", "0 2"), ("first loss", "evaluation"), ("lr", "backbone")),
     "prompt_choice": Probe(("random", "fixed"), ("first loss", "learned"), ("lr", "backbone")),
+    "g_prompt_layers": Probe(("1", "0 3"), ("first loss", "evaluation"), ("lr", "backbone"), DUAL),
+    "g_prompt_length": Probe(("3",), ("shapes", "first loss"), ("lr", "backbone"), DUAL),
+    "orthogonality": Probe(("0", "0.5"), ("first loss", "learned"), ("lr", "shapes"), CODA),
     "size": Probe(("12",), ("shapes", "first loss"), ("lr",)),
     "length": Probe(("3",), ("shapes", "first loss"), ("lr",)),
     "top_k": Probe(("3",), ("first loss", "evaluation"), ("shapes", "lr")),
