@@ -68,7 +68,8 @@ def read_scenario(options: dict[str, Any], processes: Processes) -> Scenario:
         download=options["download"] and processes.is_main, shuffle=options["shuffle"], seed=options["seed"],
         subsample=options["subsample"], subsample_test=options["subsample_test"],
         classes_per_task=options["classes_per_task"], class_order=options["class_order"],
-        schedule=build_schedule(options), task_inc=options["task_inc"], replay_per_class=options["replay_per_class"])
+        schedule=build_schedule(options), task_inc=options["task_inc"], replay_per_class=options["replay_per_class"],
+        all_at_once=options["joint"])
 
 
 def scenario_warnings(options: dict[str, Any], scenario: Scenario) -> list[str]:
@@ -142,8 +143,7 @@ def build_recipe(options: dict[str, Any]) -> Recipe:
 
     return Recipe(epochs=o["epochs"], make_optimizer=make_optimizer, make_schedule=make_schedule,
                   clip_grad=o["clip_grad"], reinit_optimizer=o["reinit_optimizer"], train_mask=o["train_mask"],
-                  eval_per_image=o["eval_per_image"], print_freq=o["print_freq"],
-                  seed=o["seed"])
+                  eval_per_image=o["eval_per_image"], adapt=o["adapt"], print_freq=o["print_freq"], seed=o["seed"])
 
 
 def check_recipe(recipe: Recipe, model: PromptedViT) -> None:

@@ -40,8 +40,13 @@ class Recipe:
     train_mask: bool = True
     eval_per_image: str = "final"
     """`final`, `always` or `never`: when to evaluate the choice per image beside the batch vote."""
+    adapt: str = "all"
+    """`all`, `first` or `none`: the tasks that are learned by gradient."""
     print_freq: int = 10
     seed: int = 42
+
+    def adapts_to(self, task: int) -> bool:
+        return self.adapt == "all" or (self.adapt == "first" and task == 0)
 
 
 class Sums:
@@ -136,20 +141,20 @@ class Continual:
             run = RunState.from_state(resume_from["run"])
             self.model.load_learned_state(resume_from["model"])
             self._load_statistics(resume_from["statistics"])
-            if trained:
+            if resume_from["optimizer"] is not None:
                 optimizer, schedule = self._optimizer()
                 optimizer.load_state_dict(resume_from["optimizer"])
                 for part, state in zip(_schedule_parts(schedule), resume_from["schedule"], strict=True):
                     part.load_state_dict(state)
         learner = self.distributed() if trained else self.model
         while run.task < len(self.scenario.tasks):
-            if run.epoch == 0 and run.step == 0:
-                task = self._task_for_training(run.task)
-                if task is not None:
-                    self.model.prompt.begin_task(task)
-                if trained and (optimizer is None or self._restarts):
-                    optimizer, schedule = self._optimizer()
-            if trained:
+            if trained and self.recipe.adapts_to(run.task):
+                if run.epoch == 0 and run.step == 0:
+                    task = self._task_for_training(run.task)
+                    if task is not None:
+                        self.model.prompt.begin_task(task)
+                    if optimizer is None or self._restarts:
+                        optimizer, schedule = self._optimizer()
                 self._learn(learner, run, optimizer, schedule)
             if self.model.head.observes:
                 self._observe_and_settle(run, optimizer, schedule)
@@ -163,7 +168,7 @@ class Continual:
 
     def new_run(self) -> RunState:
         """The state in which a run begins: nothing is measured yet."""
-        shape = len(self.scenario.evaluated_after), self.scenario.setting.one_test_set
+        shape = len(self.scenario.evaluated_after), self.scenario.num_shared_tests
         return RunState(AccuracyMatrix(*shape), AccuracyMatrix(*shape))
 
     def _task_for_training(self, task: int) -> int | None:
@@ -191,7 +196,7 @@ class Continual:
                 schedule.step(before + run.epoch + 1, metric=values["loss"])
             run.train_seconds += time.perf_counter() - started
             data = self.scenario.tasks[run.task].train
-            run.images_trained += self.batches.images_per_epoch(data, self.scenario.steps)
+            run.images_trained += self.batches.images_per_epoch(data, self._steps)
             self.reporter.epoch(run.task, run.epoch, seconds=time.perf_counter() - started, **values)
             run.epoch, run.step, run.sums = run.epoch + 1, 0, list(NOTHING_SUMMED.values())
             self._save_last(run, optimizer, schedule)
@@ -204,8 +209,8 @@ class Continual:
         `print_freq` steps. Returns what to log, and the signal that came too late to stop before the epoch's end."""
         task, epoch, print_freq = run.task, run.epoch, self.recipe.print_freq
         data, replay = self.scenario.tasks[task].train, self.scenario.tasks[task].replay
-        total = self.batches.steps_per_epoch(data, self.scenario.steps)
-        outside_K = ~self.scenario.class_mask(task).to(self.device) if self.recipe.train_mask else None
+        total = self.batches.steps_per_epoch(data, self._steps)
+        outside_K = self._outside(self.scenario.tasks[task].classes) if self.recipe.train_mask else None
         learner.train()
         # Of several processes the main one takes over what was summed before.
         start = dict(zip(NOTHING_SUMMED, run.sums, strict=True)) if self.processes.is_main else NOTHING_SUMMED
@@ -213,7 +218,7 @@ class Continual:
         losses: dict[int, Tensor] = {}  # step, counted from 1, -> its loss, until it is looked at
         stop = 0
         lr = optimizer.param_groups[0]["lr"]
-        for batch in self.batches.training(data, task, epoch, first_step=run.step, steps=self.scenario.steps,
+        for batch in self.batches.training(data, task, epoch, first_step=run.step, steps=self._steps,
                                            replay=replay):
             if self.model.draws:  # from the global generator: tie it to this step
                 torch.manual_seed(random_seed(self.recipe.seed, "dropout", task, epoch, batch.index,
@@ -268,7 +273,7 @@ class Continual:
         self.model.head.settle(run.task)
         seconds = time.perf_counter() - started
         run.train_seconds += seconds
-        if not self.model.head.learns_by_gradient:
+        if not self.recipe.adapts_to(run.task) or not self.model.head.learns_by_gradient:
             run.images_trained += len(self.scenario.tasks[run.task].train)
         self.reporter.settled(run.task, seconds)
 
@@ -314,12 +319,12 @@ class Continual:
         """
         model, outside_K = self.model, None
         if self.scenario.setting.known_in_test:
-            outside_K = ~self.scenario.class_mask(task).to(self.device)
+            outside_K = self._outside(self.scenario.tested[task].classes)
         model.eval()
         sums = Sums(self.device, loss=0.0, hits=0.0, hits_among_5=0.0, images=0.0)
         pool_size = model.prompt.pool_size
         chosen_M = torch.zeros(pool_size, dtype=torch.long, device=self.device)
-        test = self.scenario.tasks[task].test
+        test = self.scenario.tested[task].test
         for batch in self.batches.evaluation(test):
             if self.stop.received:
                 break
@@ -343,6 +348,14 @@ class Continual:
         return 100 * found["hits"] / images, 100 * found["hits_among_5"] / images, found["loss"] / images, chosen
 
     # ---- parts ----
+    def _outside(self, classes: tuple[int, ...]) -> Tensor:
+        """[K] bool: true for all other classes."""
+        return ~self.scenario.class_mask(classes).to(self.device)
+
+    @property
+    def _steps(self) -> int | None:
+        return self.scenario.steps_of_an_epoch(self.batches.global_batch_size)
+
     def _optimizer(self) -> tuple[torch.optim.Optimizer, Any]:
         optimizer = self.recipe.make_optimizer(self.model.trained_parameters())
         epochs = self.recipe.epochs * (1 if self._restarts else len(self.scenario.tasks))
@@ -353,7 +366,8 @@ class Continual:
         if self.processes.world_size == 1:
             return self.model
         device_ids = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(self.model, device_ids=device_ids)
+        # Buffers are the same in all processes: what heads and prompts keep there follows from what all of them see.
+        return DistributedDataParallel(self.model, device_ids=device_ids, broadcast_buffers=False)
 
     def _save_last(self, run: RunState, optimizer: torch.optim.Optimizer | None, schedule: Any,
                    settled: bool = False) -> None:

@@ -207,7 +207,7 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
                 options["output_dir"], scenario=scenario, epochs=options["epochs"], config=config,
                 top_k=model.prompt.top_k, keep_log=resume_from and resume_from["log_bytes"],
                 evaluation=options["eval"])
-        for line in opening_lines(config, scenario):
+        for line in opening_lines(config, scenario, model.head.note):
             reporter.say(line)
         if processes.is_main and trains:
             outputs.write_scenario(options["output_dir"], scenario.record)

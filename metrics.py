@@ -16,25 +16,25 @@ class AccuracyMatrix:
 
     Attributes (float64 unless said; change them only through `record`):
         num_tasks: number of columns T, at least 1: tasks, or evaluations of a stream without tasks.
-        one_test_set: there is one row, for a test set that all columns share.
+        num_tests: how many test sets all columns share, one row each; None where each task has its own.
         acc1_RT, acc5_RT: accuracies in percent, 0 to 100; 0 where nothing was recorded.
         loss_RT: mean cross-entropy per image; 0 where nothing was recorded.
         recorded_RT: bool, which cells were recorded; never true where i > t.
     """
 
-    def __init__(self, num_tasks: int, one_test_set: bool = False) -> None:
+    def __init__(self, num_tasks: int, num_tests: int | None = None) -> None:
         if num_tasks < 1:
             raise ValueError(f"an accuracy matrix needs at least one task, got num_tasks={num_tasks}")
-        self.num_tasks, self.one_test_set = num_tasks, one_test_set
-        shape = 1 if one_test_set else num_tasks, num_tasks
+        self.num_tasks, self.num_tests = num_tasks, num_tests
+        shape = num_tasks if num_tests is None else num_tests, num_tasks
         self.acc1_RT = np.zeros(shape)
         self.acc5_RT = np.zeros(shape)
         self.loss_RT = np.zeros(shape)
         self.recorded_RT = np.zeros(shape, dtype=bool)
 
     def rows(self, t: int) -> int:
-        """How many test sets are evaluated after task t: t + 1, or the one."""
-        return 1 if self.one_test_set else t + 1
+        """How many test sets are evaluated after task t: t + 1, or all that are shared."""
+        return t + 1 if self.num_tests is None else self.num_tests
 
     def record(self, i: int, t: int, acc1: float, acc5: float, loss: float) -> None:
         """Set the cell of task i's test set after training task t (0 <= i <= t < T); a later call replaces it.
@@ -117,11 +117,12 @@ class AccuracyMatrix:
     def summary(self, t: int) -> dict[str, Any]:
         """Every metric after task t under its name in `summary.json`: floats, and the list `per_task`.
 
-        With one test set there are no tasks to forget: the list `curve` is in the place of what compares tasks.
+        With shared test sets nothing can be forgotten: the list `curve` is in the place of what compares tasks.
         """
         found = {"acc@1": self.acc_at_1(t), "acc@5": self.acc_at_5(t), "loss": self.loss(t)}
-        if self.one_test_set:
-            return found | {"average_incremental_acc": self.average_incremental_acc(t), "curve": self.curve(t)}
+        if self.num_tests is not None:
+            found |= {"average_incremental_acc": self.average_incremental_acc(t), "curve": self.curve(t)}
+            return found if self.num_tests == 1 else found | {"per_task": self.per_task(t)}
         return found | {
             "forgetting": self.forgetting(t),
             "backward": self.backward(t),
@@ -133,7 +134,7 @@ class AccuracyMatrix:
     def state(self) -> dict[str, Any]:
         """The matrices as nested lists of plain values, from which `from_state` rebuilds this one exactly."""
         return {
-            "one_test_set": self.one_test_set,
+            "one_test_set": self.num_tests is not None,
             "acc1": self.acc1_RT.tolist(),
             "acc5": self.acc5_RT.tolist(),
             "loss": self.loss_RT.tolist(),
@@ -150,7 +151,8 @@ class AccuracyMatrix:
         one_test_set = nested.pop("one_test_set", False)
         if set(nested) != {"acc1", "acc5", "loss", "recorded"}:
             raise ValueError(f"the state has the entries {sorted(nested)}, not acc1, acc5, loss, recorded")
-        matrix = cls(len(nested["recorded"][0] if one_test_set else nested["recorded"]), one_test_set)
+        num_tests = len(nested["recorded"]) if one_test_set else None
+        matrix = cls(len(nested["recorded"][0]), num_tests)
         values = {name: np.array(cells, dtype=float) for name, cells in nested.items()}
         for name, values_RT in values.items():
             if values_RT.shape != matrix.recorded_RT.shape:
@@ -167,7 +169,7 @@ class AccuracyMatrix:
         Args:
             unit, numbers: what the columns are after: `task` 1, 2, 3 …, or `episode` 10, 20, 30 …
         """
-        header: list[str | float] = ["test" if self.one_test_set else unit,
+        header: list[str | float] = ["test" if self.num_tests == 1 else unit,
                                      *(f"after_{unit}_{number}" for number in self._numbers(numbers))]
         rows = [header]
         for i, (values, known) in enumerate(zip(self.acc1_RT.tolist(), self.recorded_RT, strict=True)):
@@ -182,12 +184,12 @@ class AccuracyMatrix:
         """
         columns = range(self.num_tasks)
         lines = [_table_line(f"after {unit}", list(map(str, self._numbers(numbers))))]
-        if not self.one_test_set:
-            for i in columns:
+        if self.num_tests != 1:
+            for i in range(len(self.acc1_RT)):
                 cells = [f"{self.acc1_RT[i, t]:.1f}" if self.recorded_RT[i, t] else "" for t in columns]
                 lines.append(_table_line(f"{unit} {i + 1}", cells))
         known = [all(self.column_complete(s) for s in range(t + 1)) for t in columns]
-        metrics = {"Acc@1": self.acc_at_1} | ({} if self.one_test_set else {"forgetting": self.forgetting})
+        metrics = {"Acc@1": self.acc_at_1} | ({} if self.num_tests is not None else {"forgetting": self.forgetting})
         for name, metric in metrics.items():
             lines.append(_table_line(name, [f"{metric(t):.1f}" if known[t] else "" for t in columns]))
         return "\n".join(lines)
@@ -210,7 +212,7 @@ class AccuracyMatrix:
     def _require_tests_of_their_own(self, t: int) -> None:
         """Raise ValueError unless each task has a test set, and all columns up to t are complete."""
         self._require_columns(0, t)
-        if self.one_test_set:
+        if self.num_tests is not None:
             raise ValueError("with one test set for all tasks, no task can be forgotten: read `curve`")
 
 

@@ -203,7 +203,7 @@ class Reporter(SpeedReporter):
         folder = self.folder / "plots"
         per_image = [run.per_image.acc_at_1(c) if run.per_image.column_complete(c) else float("nan") for c in columns]
         forgetting = None
-        if not run.accuracy.one_test_set:
+        if run.accuracy.num_tests is None:
             forgetting = [run.accuracy.forgetting(c) for c in columns]
             plots.plot_accuracy_matrix(run.accuracy.acc1_RT, folder / "accuracy_matrix.png")
         plots.plot_over_tasks(run.accuracy.curve(columns[-1]), forgetting, folder / f"over_{self.unit}s.png",

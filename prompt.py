@@ -107,8 +107,8 @@ class Host:
     def known_tasks(self, method: str) -> int:
         """The number of tasks. Raises InputError where training is not told of tasks."""
         if self.num_tasks is None:
-            raise InputError(f"--prompt_method {method} trains prompts of a task, and --schedule gaussian "
-                             "has no tasks: use --prompt_method l2p.")
+            raise InputError(f"--prompt_method {method} trains prompts of a task, of which --schedule gaussian and "
+                             "--joint do not know: use --prompt_method l2p.")
         return self.num_tasks
 
 

@@ -37,7 +37,8 @@ def protocol(model: PromptedViT, batch_size: int, setting: Setting) -> str:
     return f"{model.prompt.describe_choice(batch_size)}, {setting.name}"
 
 
-def opening_lines(config: dict[str, Any], scenario: Scenario) -> list[str]:
+def opening_lines(config: dict[str, Any], scenario: Scenario, note: str = "") -> list[str]:
+    """What is printed at the start. `note`: what the head has to say of itself."""
     model, options = config["model"], config["options"]
     replayed = scenario.replay_size
     return [
@@ -50,7 +51,7 @@ def opening_lines(config: dict[str, Any], scenario: Scenario) -> list[str]:
         f"{options['num_workers']} batches ahead, pinned memory "
         f"{'on' if options['pin_mem'] and config['device'] != 'cpu' else 'off'}, "
         + (f"writing {options['output_dir']}" if options["output_dir"] else "nothing is written"),
-    ]
+    ] + [note] * bool(note)
 
 
 def environment_record(device: torch.device) -> dict[str, Any]:

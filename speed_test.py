@@ -66,7 +66,7 @@ def parts_of(continual: Continual, fresh_query_cache: Callable[[], Any]
         batch = next(steps)
     images_BCHW = batch.images_BCHW
     few_BCHW = images_BCHW[:1].repeat(2 if batches.batch_size != 2 else 3, 1, 1, 1)  # never compiled: FLOPs are counted
-    outside_K = ~continual.scenario.class_mask(0).to(continual.device)
+    outside_K = ~continual.scenario.class_mask(task.classes).to(continual.device)
 
     def query(images: Tensor) -> Tensor | None:
         return model.query(images) if model.prompt.needs_query else None

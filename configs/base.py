@@ -109,8 +109,16 @@ GROUPS: dict[str, list[Option]] = {
            "parameters whose names begin with one of these words do not train: backbone, blocks, norm …; no word: "
            "everything trains",
            nargs="*"),
-        _o("head", str, "linear", "classifier: a trained linear layer, or the nearest class mean (no gradient)",
-           ("linear", "ncm")),
+        _o("head", str, "linear", "classifier: a trained linear layer; or without gradient the nearest class mean, or "
+           "ridge regression (RanPAC)", ("linear", "ncm", "ridge")),
+        _o("random_features", integer(0), 10_000, "ridge: random features, M; 0 takes the ViT's own"),
+        _o("align", boolean, False, "after each task, retrain the linear head alone on samples of a Gaussian of every "
+           "class seen (SLCA); keeps no image"),
+        _o("align_samples", integer(1), 256, "align: samples of each class and epoch"),
+        _o("align_epochs", integer(1), 5, "align: epochs"),
+        _o("align_lr", number(0), 0.01, "align: learning rate"),
+        _o("align_covariance", str, "full", "align: whole covariances, 2.4 MB a class of a ViT-B, or their diagonals",
+           ("full", "diagonal")),
         _o("head_type", str, "prompt", "what the head reads: mean prompt output, cls token, mean token, cls + prompts",
            ("prompt", "token", "gap", "token+prompt")),
         _o("head_init", str, "trunc_normal", "trunc_normal = std 0.02 with zero bias", ("trunc_normal", "zero")),
@@ -172,6 +180,9 @@ GROUPS: dict[str, list[Option]] = {
         _o("num_tasks", or_none(integer(1)), None,
            "tasks into which the classes are split equally; none: 10, or as many as classes_per_task or the data make"),
         _o("classes_per_task", or_none(integer(1)), None, "classes of a task; the last task has what is left"),
+        _o("adapt", str, "all", "the tasks on which what trains is trained by gradient", ("all", "first", "none")),
+        _o("joint", boolean, False, "the bound: all tasks' images in one stretch, as many steps as task after task, "
+           "tested on each task"),
         _o("train_mask", boolean, True, "train on the classes of the current task only: other logits are -inf"),
         _o("task_inc", boolean, False, "task-incremental test: logits outside the image's own task are -inf"),
         _o("replay_per_class", integer(0), 0, "images of each class that are kept (L2P-R): from the second task on, "

@@ -46,14 +46,27 @@ def _check_pool(o: Options) -> None:
 
 
 def _check_head(o: Options) -> None:
-    if o["head"] != "ncm":
-        return
-    if o["prompt_method"] != "none":
-        raise InputError("--head ncm needs features that never change: use --prompt_method none with it.")
-    if not o["freeze"]:
-        raise InputError("--head ncm trains nothing: leave the backbone frozen (do not give an empty --freeze).")
-    if o["replay_per_class"]:
-        raise InputError("--replay_per_class: --head ncm forgets no class and needs no replay; leave it out.")
+    linear = o["head"] == "linear"
+    if not linear and o["replay_per_class"]:
+        raise InputError(f"--replay_per_class: --head {o['head']} forgets no class and needs no replay; leave it out.")
+    if not linear and o["align"]:
+        raise InputError(f"--align retrains a linear head, which --head {o['head']} has not: use --head linear.")
+    if not linear and o["adapt"] == "all" and (o["prompt_method"] != "none" or not o["freeze"]):
+        raise InputError(f"--head {o['head']} needs features that stay, and with --adapt all prompts or backbone train "
+                         "in every task: use --adapt first or none; or --prompt_method none and a frozen backbone (no "
+                         "empty --freeze).")
+    if linear and o["adapt"] == "none":
+        raise InputError("--adapt none: a linear head learns by gradient alone; use --head ncm or ridge, or --adapt "
+                         "all.")
+    if linear and o["adapt"] == "first" and not o["align"]:
+        raise InputError("--adapt first: a linear head would never learn the classes of later tasks; add --align, or "
+                         "use --head ncm or ridge.")
+    own = {"random_features": o["head"] == "ridge"}
+    own |= dict.fromkeys(("align_samples", "align_epochs", "align_lr", "align_covariance"), o["align"])
+    for name, matters in own.items():
+        if not matters and o[name] != OPTIONS[name].default:
+            needed = "--head ridge" if name == "random_features" else "--align"
+            raise InputError(f"--{name} is of {needed}: add that, or leave it out.")
 
 
 def _check_ranges(o: Options) -> None:
@@ -71,6 +84,8 @@ def _check_scenario(o: Options) -> None:
     if o["schedule"] == "gaussian":
         _check_stream(o)
         return
+    if o["joint"]:
+        _check_joint(o)
     for name in ("gaussian_episodes", "gaussian_steps", "gaussian_width", "gaussian_eval_every"):
         if o[name] != OPTIONS[name].default:
             raise InputError(f"--{name} is of a stream: add --schedule gaussian.")
@@ -96,6 +111,19 @@ def _warnings(o: Options) -> list[str]:
     return []
 
 
+def _check_joint(o: Options) -> None:
+    """Refuse what belongs to a sequence of tasks, which joint training has not; all of it in one sentence."""
+    remedies = [f"--no-{name}" for name in ("task_inc", "use_prompt_mask", "shared_prompt_pool", "shared_prompt_key",
+                                            "align") if o[name]]
+    if o["replay_per_class"]:
+        remedies.append("--replay_per_class 0")
+    if o["head"] != "linear":
+        remedies.append("--head linear")
+    if remedies:
+        raise InputError(f"--joint trains on all tasks at once, and other options are about one after another: add "
+                         f"{' '.join(remedies)}.")
+
+
 def _check_stream(o: Options) -> None:
     """Refuse what needs to know of tasks, of which a stream has none; all of it in one sentence."""
     switches = ("task_inc", "use_prompt_mask", "shared_prompt_pool", "shared_prompt_key")
@@ -103,8 +131,11 @@ def _check_stream(o: Options) -> None:
     remedies += [f"--{name} none" for name in ("num_tasks", "classes_per_task") if o[name] is not None]
     if o["replay_per_class"]:
         remedies.append("--replay_per_class 0")
-    if o["head"] == "ncm":
+    if o["head"] != "linear":
         remedies.append("--head linear")
+    remedies += [f"--no-{name}" for name in ("align", "joint") if o[name]]
+    if o["adapt"] != "all":
+        remedies.append("--adapt all")
     if remedies:
         raise InputError(f"--schedule gaussian has no tasks, of which other options need to know: add "
                          f"{' '.join(remedies)}.")

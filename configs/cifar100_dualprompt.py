@@ -1,4 +1,4 @@
-"""Split CIFAR-100, DualPrompt: a general prompt and one of each task, as keys and values in the first five blocks.
+"""Split CIFAR-100, DualPrompt: a prompt for all and one of each task, as keys and values.
 
     python main.py cifar100_dualprompt --data-path DIR --batch-size 24
 
@@ -9,7 +9,7 @@ images and scales the rate by all 192 of them. A step costs a little less than L
 """
 
 DEFAULTS = {
-    "prompt_method": "dualprompt", "head_type": "token", "prompt_layers": [2, 3, 4], "length": 5,
+    "prompt_method": "dualprompt", "head_type": "token", "prompt_layers": [2, 3, 4],
     "initializer": "flax_uniform", "prompt_key_init": "flax_uniform", "head_init": "zero",
     "shared_prompt_pool": True, "pull_constraint_coeff": 1.0, "batch_size": 24, "unscale_lr": False,
 }

@@ -18,6 +18,7 @@ from continual_datasets.scenario import (
     Setting,
     Task,
     domain_incremental,
+    joint,
     one_task_each,
     split_by_class,
 )
@@ -31,7 +32,7 @@ __all__ = ["Batch", "Batches", "GaussianSchedule", "LabelledImages", "Scenario",
 def build_scenario(dataset: str, data_path: str, *, download: bool, num_tasks: int | None, shuffle: bool, seed: int,
                    subsample: int | None, subsample_test: int | None, classes_per_task: int | None = None,
                    class_order: str | None = None, schedule: GaussianSchedule | None = None, task_inc: bool = False,
-                   replay_per_class: int = 0) -> Scenario:
+                   replay_per_class: int = 0, all_at_once: bool = False) -> Scenario:
     """Read `dataset` from `data_path` and make its tasks, sessions or episodes.
 
     A list of data sets gives a task for each; one with sessions, a task for each session; any other is split by class,
@@ -62,6 +63,11 @@ def build_scenario(dataset: str, data_path: str, *, download: bool, num_tasks: i
         scenario = one_task_each(data, [name.removeprefix("Split-") for name in names])
         _refuse_options_of_classes(f"--dataset {dataset} has one task for each data set", scenario, num_tasks, shuffle,
                                    classes_per_task, class_order)
+    if all_at_once:
+        if scenario.setting is not CLASS_INCREMENTAL or len(data) > 1:
+            raise InputError("--joint trains on all tasks of one data set that is split by class, and --dataset "
+                             f"{dataset} is none: leave it out.")
+        scenario = joint(scenario)
     if task_inc:
         if scenario.setting is not CLASS_INCREMENTAL:
             raise InputError(f"--task_inc: in a {scenario.setting.name} scenario all {scenario.setting.unit}s are "

@@ -5,7 +5,7 @@ classes share a task, not what a class is called.
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,7 @@ class Setting:
 CLASS_INCREMENTAL = Setting("class-incremental", "task")
 TASK_INCREMENTAL = Setting("task-incremental", "task", known_in_test=True)
 DOMAIN_INCREMENTAL = Setting("domain-incremental", "session", one_test_set=True)
+JOINT = Setting("joint", "task", known_in_training=False)
 TASK_AGNOSTIC = Setting("task-agnostic", "episode", known_in_training=False, one_test_set=True)
 
 
@@ -79,7 +80,7 @@ class Scenario:
     class_names: tuple[str, ...]
     setting: Setting = CLASS_INCREMENTAL
     steps: int | None = None
-    """Batches of an epoch; None: every image once."""
+    """Batches of an epoch of a stream; None: every image once."""
     evaluate_every: int = 1
     """Evaluate after so many tasks; and after the last."""
     notes: tuple[str, ...] = ()
@@ -88,6 +89,8 @@ class Scenario:
     """What of the scenario no option tells, for those who want it again: plain values."""
     stream: Any = None
     """Of a stream without tasks: what was drawn for it (`streams.Stream`)."""
+    joint_of: tuple[Task, ...] = ()
+    """Of joint training: the tasks whose images are trained on together, and which are tested one by one."""
 
     @property
     def num_classes(self) -> int:
@@ -98,11 +101,25 @@ class Scenario:
         """How many tasks there are, where training may know it."""
         return len(self.tasks) if self.setting.known_in_training else None
 
-    def class_mask(self, task: int) -> torch.Tensor:
-        """[K] bool: the classes of one task."""
+    @property
+    def tested(self) -> tuple[Task, ...]:
+        """The tasks whose test sets are the rows of the accuracy matrix."""
+        return self.joint_of or self.tasks
+
+    def class_mask(self, classes: tuple[int, ...]) -> torch.Tensor:
+        """[K] bool: true for these classes."""
         mask_K = torch.zeros(self.num_classes, dtype=torch.bool)
-        mask_K[list(self.tasks[task].classes)] = True
+        mask_K[list(classes)] = True
         return mask_K
+
+    def steps_of_an_epoch(self, batch_size: int) -> int | None:
+        """How many batches of `batch_size` images (over all processes) an epoch has; None: each image comes once.
+
+        Joint training takes the steps that its tasks would take one after another.
+        """
+        if self.joint_of:
+            return sum(-(-len(task.train) // batch_size) for task in self.joint_of)
+        return self.steps
 
     @property
     def evaluated_after(self) -> tuple[int, ...]:
@@ -112,7 +129,16 @@ class Scenario:
 
     def tests_after(self, task: int) -> range:
         """The tasks whose test sets are evaluated after `task`: the rows of the accuracy matrix."""
+        if self.joint_of:
+            return range(len(self.joint_of))
         return range(1 if self.setting.one_test_set else task + 1)
+
+    @property
+    def num_shared_tests(self) -> int | None:
+        """How many test sets are evaluated every time; None where each task adds its own."""
+        if self.joint_of or self.setting.one_test_set:
+            return len(self.tests_after(0))
+        return None
 
     def name_of(self, task: int) -> str:
         """`task03`, `session03`, `episode030`: what its checkpoint is called."""
@@ -121,7 +147,7 @@ class Scenario:
     def num_images(self, part: str) -> int:
         """How many different images there are in the part `train` or `test` of all tasks."""
         places = {}
-        for images in (getattr(task, part) for task in self.tasks):
+        for images in (getattr(task, part) for task in self.tested):
             places.setdefault(id(images.store), []).append(images.positions_N)
         return sum(len(np.unique(np.concatenate(positions))) for positions in places.values())
 
@@ -134,7 +160,7 @@ class Scenario:
     @property
     def fingerprint(self) -> str:
         """sha256 over the images and labels of all tasks, in their order."""
-        parts = [f"{task.classes} {task.train.fingerprint} {task.test.fingerprint}" for task in self.tasks]
+        parts = [f"{task.classes} {task.train.fingerprint} {task.test.fingerprint}" for task in self.tested]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -184,6 +210,16 @@ def domain_incremental(data: Sessions) -> Scenario:
     classes = tuple(range(len(data.class_names)))
     return Scenario(tuple(Task(index, classes, train, data.test) for index, train in enumerate(data.train)),
                     data.class_names, DOMAIN_INCREMENTAL)
+
+
+def joint(scenario: Scenario) -> Scenario:
+    """The images of all tasks of one data set in one stretch, each task tested: the bound of a sequence."""
+    parts = [task.train for task in scenario.tasks]
+    images = LabelledImages(parts[0].store, *(np.concatenate([getattr(part, name) for part in parts])
+                                              for name in ("positions_N", "labels_N")))
+    classes = tuple(c for task in scenario.tasks for c in task.classes)
+    stretch = Task(0, classes, images, scenario.tasks[0].test)
+    return replace(scenario, tasks=(stretch,), setting=JOINT, joint_of=scenario.tasks)
 
 
 def _equal_size(num_classes: int, num_tasks: int) -> int:

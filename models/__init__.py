@@ -9,9 +9,11 @@ from torch import nn
 
 import models.glyph_vit  # noqa: F401 -- registers the demo's backbone with timm
 from errors import InputError
+from models.alignment import AlignedHead
 from models.heads import Head, LinearHead, NearestMeanHead
 from models.prompted_vit import PromptedViT
 from models.query_cache import QueryCache
+from models.ridge import RidgeHead
 from models.trunk import is_plain
 from models.weights import (
     backbone_fingerprint,
@@ -53,9 +55,9 @@ def build_model(options: dict[str, Any], num_classes: int, num_tasks: int | None
         backbone.reset_classifier(0, "")  # the head reads tokens, so a pooling layer of the backbone's own goes
     model = PromptedViT(backbone, prompt, build_head(o, backbone.embed_dim, num_classes), head_type=o["head_type"],
                         embedding_key=o["embedding_key"], prompt_pos_embed=o["prompt_pos_embed"],
-                        freeze=tuple(o["freeze"]))
+                        freeze=EVERYTHING if o["adapt"] == "none" else tuple(o["freeze"]))
     check_freeze_words(model, o["freeze"])
-    check_what_trains(model, o["head"])
+    check_what_trains(model, o)
     return model
 
 
@@ -90,9 +92,19 @@ def build_prompt(o: dict[str, Any], shape: VisionTransformer, num_tasks: int | N
 
 
 def build_head(o: dict[str, Any], dim: int, num_classes: int) -> Head:
-    if o["head"] == "ncm":
-        return NearestMeanHead(dim, num_classes)
-    head = LinearHead(dim, num_classes)
+    if o["head"] != "linear":
+        # While the first task is learned by gradient, a linear head stands in for one that learns in closed form.
+        classifier = start_linear(LinearHead(dim, num_classes), o) if o["adapt"] == "first" else None
+        if o["head"] == "ncm":
+            return NearestMeanHead(dim, num_classes, classifier)
+        return RidgeHead(dim, num_classes, o["random_features"], seed=o["seed"], classifier=classifier)
+    if o["align"]:
+        return start_linear(AlignedHead(dim, num_classes, samples=o["align_samples"], epochs=o["align_epochs"],
+                                        lr=o["align_lr"], full=o["align_covariance"] == "full", seed=o["seed"]), o)
+    return start_linear(LinearHead(dim, num_classes), o)
+
+
+def start_linear(head: LinearHead, o: dict[str, Any]) -> LinearHead:
     nn.init.zeros_(head.bias)
     if o["head_init"] == "zero":
         nn.init.zeros_(head.weight)
@@ -101,14 +113,16 @@ def build_head(o: dict[str, Any], dim: int, num_classes: int) -> Head:
     return head
 
 
-def check_what_trains(model: PromptedViT, head: str) -> None:
+def check_what_trains(model: PromptedViT, o: dict[str, Any]) -> None:
     trains = sum(parameter.numel() for _, parameter in model.trained_parameters())
-    if not model.head.learns_by_gradient and trains:
-        raise InputError(f"--head {head} learns without gradient, but --freeze leaves {trains} values to train: "
-                         "use --freeze backbone.")
-    if model.head.learns_by_gradient and not trains:
+    if not model.head.learns_by_gradient and o["adapt"] == "all" and trains:
+        raise InputError(f"--head {o['head']} needs features that stay, but {trains} values train in every task: use "
+                         "--adapt first or --adapt none.")
+    if o["adapt"] != "none" and not trains and (model.head.learns_by_gradient or o["adapt"] == "first"):
         raise InputError("--freeze leaves nothing to train: take a word out.")
 
+
+EVERYTHING = ("",)  # every name begins so
 
 # What the PyTorch re-implementation and its users freeze; a model need not have all of it.
 FREEZE_WORDS = ("backbone", "blocks", "patch_embed", "cls_token", "dist_token", "reg_token", "pos_embed", "norm",

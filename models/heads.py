@@ -19,9 +19,12 @@ class Head(Protocol):
     Parameters train. Persistent buffers are what a test needs besides: they go into every task's checkpoint.
     """
 
-    learns_by_gradient: bool
     observes: bool
     """Whether, after a task was learned, its training images are shown once, cut as for a test."""
+    learns_by_gradient: bool
+    """Whether a task can be learned by gradient alone."""
+    note: str
+    """What to tell at the start: what it keeps, and how much memory that takes; often nothing."""
 
     def __call__(self, features_BD: Tensor) -> Tensor: ...
 
@@ -44,7 +47,7 @@ class Head(Protocol):
 class LearnsByGradient(nn.Module):
     """What holds for every head that only trains."""
 
-    learns_by_gradient, observes = True, False
+    learns_by_gradient, observes, note = True, False, ""
 
     def observe(self, features_BD: Tensor, labels_B: Tensor) -> None:
         raise NotImplementedError("this head observes nothing")
@@ -60,13 +63,37 @@ class LinearHead(nn.Linear, LearnsByGradient):
     """Weights and biases that train."""
 
 
-class NearestMeanHead(nn.Module):
-    """Nearest class mean: logits are cosines to the mean feature of each class. Learns by counting, not by gradient."""
+class ClosedFormHead(nn.Module):
+    """What holds for every head that learns from what it observes, in closed form.
 
-    learns_by_gradient, observes = False, True
+    Args:
+        classifier: a linear head that takes its place while something is trained by gradient, on the first task
+            (`--adapt first`); afterwards it is not used. None where nothing is.
+    """
 
-    def __init__(self, dim: int, num_classes: int):
+    learns_by_gradient, observes, note = False, True, ""
+
+    def __init__(self, classifier: LinearHead | None):
         super().__init__()
+        self.classifier = classifier
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        if self.training and self.classifier is not None:
+            return self.classifier(features_BD)
+        return self.logits(features_BD)
+
+    def logits(self, features_BD: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def statistics(self) -> dict[str, Tensor]:
+        return {}  # the test needs all of it
+
+
+class NearestMeanHead(ClosedFormHead):
+    """Nearest class mean: logits are cosines to the mean feature of each class."""
+
+    def __init__(self, dim: int, num_classes: int, classifier: LinearHead | None = None):
+        super().__init__(classifier)
         self.register_buffer("sums_KD", torch.zeros(num_classes, dim, dtype=torch.float64))
         self.register_buffer("counts_K", torch.zeros(num_classes, dtype=torch.long))
         self._new_sums_KD: Tensor | None = None
@@ -83,10 +110,7 @@ class NearestMeanHead(nn.Module):
         self.counts_K += self._new_counts_K
         self._new_sums_KD = self._new_counts_K = None
 
-    def statistics(self) -> dict[str, Tensor]:
-        return {}  # the test needs all of it
-
-    def forward(self, features_BD: Tensor) -> Tensor:
+    def logits(self, features_BD: Tensor) -> Tensor:
         means_KD = F.normalize(self.sums_KD, dim=1).to(features_BD.dtype)
         logits_BK = F.normalize(features_BD, dim=1) @ means_KD.T
         return logits_BK.masked_fill(self.counts_K == 0, -1.0)  # the lowest cosine: a class never seen

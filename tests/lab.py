@@ -29,6 +29,7 @@ STREAM = (*BASE[:3], *BASE[5:], "--schedule", "gaussian", "--reinit_optimizer", 
 NO_PROMPTS = ("--prompt_method", "none", "--head_type", "token")
 DUAL = (*BASE, "--prompt_method", "dualprompt", "--head_type", "token", "--prompt_layers", "2")
 CODA = (*BASE, "--prompt_method", "coda", "--head_type", "token", "--prompt_layers", "2", "--length", "4")
+ALIGNED = (*BASE, "--align", "--align_samples", "5", "--align_epochs", "1")
 SGD = ("--opt", "sgd")
 # Queries that differ from image to image, whatever the weights: an untrained ViT's cls outputs are all alike.
 DIVERSE = ("--embedding_key", "mean", "--input_norm", "imagenet")

@@ -205,7 +205,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["cifar100_ncm", "--freeze", "blocks"], "--head ncm learns without gradient, but --freeze leaves"),
+    (["cifar100_ncm", "--freeze", "blocks"], "--head ncm needs features that stay, but 27264 values train"),
     (["cifar100_l2p", "--freeze", "backbone", "head", "prompt"], "--freeze leaves nothing to train"),
     (["cifar100_l2p", "--freeze", "blocksX"], "--freeze blocksX"),
 ])

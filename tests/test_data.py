@@ -55,8 +55,8 @@ def test_tasks_are_consecutive_runs_of_the_class_order():
     task = scenario.tasks[1]
     assert numbers(task.train) == [2, 3, 8, 9, 14, 15]
     assert numbers(task.test) == [2, 3, 8, 9]
-    assert scenario.class_mask(1).tolist() == [False, False, True, True, False, False]
-    assert sum(scenario.class_mask(t).int() for t in range(3)).tolist() == [1] * 6
+    assert scenario.class_mask(scenario.tasks[1].classes).tolist() == [False, False, True, True, False, False]
+    assert sum(scenario.class_mask(scenario.tasks[t].classes).int() for t in range(3)).tolist() == [1] * 6
 
 
 def test_shuffling_changes_which_classes_share_a_task_but_not_what_a_class_is_called():
@@ -73,7 +73,7 @@ def test_shuffling_changes_which_classes_share_a_task_but_not_what_a_class_is_ca
     for task in scenario.tasks:
         assert set(task.train.labels_N) == set(task.test.labels_N) == set(task.classes)
         assert task.train.labels_N.tolist() == [data.train.labels_N[n] for n in numbers(task.train)]
-        assert scenario.class_mask(task.index).nonzero().flatten().tolist() == sorted(task.classes)
+        assert scenario.class_mask(task.classes).nonzero().flatten().tolist() == sorted(task.classes)
 
 
 @pytest.mark.parametrize("num_tasks", [4, 7, 20])

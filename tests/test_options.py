@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+import test_heads
 import test_options_alone as alone
-from lab import BASE, CODA, DIVERSE, DUAL, NO_PROMPTS, SGD, STREAM, measure_rates, measure_run
+from lab import ALIGNED, BASE, CODA, DIVERSE, DUAL, NO_PROMPTS, SGD, STREAM, measure_rates, measure_run
 
 from configs.base import OPTIONS, parse
 
@@ -52,7 +53,14 @@ PROBES: dict[str, Probe] = {
     "drop": Probe(("0.5",), ("first loss", "evaluation"), ("backbone", "lr")),
     "drop_path": Probe(("0.5",), ("first loss", "evaluation"), ("backbone", "lr")),
     "freeze": Probe(("", "blocks", "blocks patch_embed prompt"), ("shapes", "learned", "later loss"), ("lr",)),
-    "head": Probe(("ncm",), ("shapes", "first loss", "evaluation"), ("backbone",), (*BASE, *NO_PROMPTS)),
+    "head": Probe(("ncm",), ("shapes", "evaluation"), ("backbone",), (*BASE, *NO_PROMPTS)),
+    "random_features": Probe(("0", "30"), ("shapes", "evaluation"), ("backbone",),
+                             (*BASE, *NO_PROMPTS, "--head", "ridge", "--random_features", "20")),
+    "align": Probe(("true",), ("learned", "evaluation"), ("first loss", "shapes"), BASE),
+    "align_samples": Probe(("7",), ("learned", "evaluation"), ("first loss", "shapes"), ALIGNED),
+    "align_epochs": Probe(("2",), ("learned", "evaluation"), ("first loss", "shapes"), ALIGNED),
+    "align_lr": Probe(("0.5",), ("learned", "evaluation"), ("first loss", "shapes"), ALIGNED),
+    "align_covariance": Probe(("diagonal",), ("learned", "evaluation"), ("first loss", "shapes"), ALIGNED),
     "head_type": Probe(("token", "gap", "token+prompt"), ("first loss", "evaluation"), ("shapes", "lr")),
     "head_init": Probe(("zero",), ("first loss", "learned"), ("shapes",)),
     # optimizer
@@ -92,6 +100,8 @@ PROBES: dict[str, Probe] = {
     # continual learning
     "num_tasks": Probe(("4",), ("steps", "first loss", "evaluation"), ("backbone",)),
     "classes_per_task": Probe(("3",), ("steps", "first loss", "evaluation"), ("backbone",)),
+    "adapt": Probe(("first",), ("learned", "evaluation", "lr"), ("first loss", "shapes"), ALIGNED),
+    "joint": Probe(("true",), ("steps", "first loss", "evaluation"), ("backbone",)),
     "train_mask": Probe(("false",), ("first loss", "later loss", "learned"), ("steps", "lr")),
     "task_inc": Probe(("true",), ("evaluation",), ("first loss", "later loss", "learned")),
     "gaussian_episodes": Probe(("6",), ("steps", "evaluation", "later loss"), ("backbone",), STREAM),
@@ -175,7 +185,11 @@ def test_local_rank_is_accepted_and_changes_nothing(lab):
     assert lab.measure((*BASE, "--local_rank", "3")) == lab.measure(BASE)
 
 
-CHOICES_ELSEWHERE = {"precision": alone.test_precision_is_chosen_by_the_device}  # not every machine has them all
+# Not every machine has all precisions; `none` leaves nothing that learns but in closed form; the default 10,000
+# random features of `ridge` take their time.
+CHOICES_ELSEWHERE = {"head": test_heads.test_what_was_adapted_on_the_first_task_stays,
+                     "precision": alone.test_precision_is_chosen_by_the_device,
+                     "adapt": alone.test_adapt_none_trains_nothing}
 # Deliberately without effect, although not listed as inert: torch.distributed.launch without --use_env gives it to each
 # process by itself, so a warning would blame people for nothing. The environment's LOCAL_RANK says the same and counts.
 NO_EFFECT = {"local_rank": test_local_rank_is_accepted_and_changes_nothing}

@@ -53,6 +53,13 @@ def test_precision_is_chosen_by_the_device(lab):
         assert (", bf16, " in found["auto"]["opening"]) == (torch.cuda.get_device_capability() >= (8, 0))
 
 
+def test_adapt_none_trains_nothing(lab):
+    """Prompts stay as they were drawn, and only what is computed in closed form is saved."""
+    found = lab.measure((*BASE, "--adapt", "none", "--head", "ncm"))
+    assert found["lr"] == []
+    assert {name for state in found["shapes"] for name in state} == {"head.sums_KD", "head.counts_K"}
+
+
 @pytest.mark.long
 def test_compile(lab):
     """The same values to rounding."""

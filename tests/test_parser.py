@@ -367,6 +367,18 @@ CONTRADICTIONS = {
     "--prompt_method none --head_type token+prompt": r"--head_type token\+prompt ",
     "--head ncm": "--head ncm .*--prompt_method none",
     "cifar100_ncm --freeze": "--head ncm .*--freeze",
+    "--head ridge": "--head ridge .*--adapt first",
+    "--adapt none": "--adapt none: .*--head ncm or ridge",
+    "--adapt first": "--adapt first: .*--align",
+    "cifar100_ncm --align": "--align .*--head linear",
+    "--random_features 9": "--random_features .*--head ridge",
+    "--align_lr 0.5": "--align_lr .*--align",
+    "--joint --replay_per_class 3 --align --use_prompt_mask": "--no-use_prompt_mask --no-align --replay_per_class 0",
+    "--schedule gaussian --joint --adapt first --head ncm": "--head linear --no-joint --adapt all",
+    "--prompt_method coda --weight_decay 0.1 --head_type token": "--prompt_method coda .*--weight_decay 0",
+    "--prompt_method oneprompt --prompt_choice fixed": "--prompt_choice fixed .*--prompt_method l2p",
+    "--prompt_choice random --no-prompt_pool": "--prompt_choice random .*--prompt_pool true",
+    "--prompt_choice fixed --use_prompt_mask": "--use_prompt_mask .*--prompt_choice fixed",
     "--no-prompt_pool --use_prompt_mask": "--use_prompt_mask .*--prompt_pool true",
     "--no-prompt_pool --shared_prompt_pool": "--shared_prompt_pool .*--prompt_pool true",
     "--no-prompt_pool --shared_prompt_key": "--shared_prompt_key .*--prompt_pool true",
@@ -393,6 +405,7 @@ def test_contradictions_are_refused_by_the_options_names(line):
 @pytest.mark.parametrize("line", [
     "--size 5 --top_k 5", "--no-prompt_pool --top_k 20", "--prompt_method none --head_type gap --top_k 20",
     "--no-prompt_key", "--use_prompt_mask --shared_prompt_pool --shared_prompt_key", "cifar100_ncm --epochs 1",
+    "--adapt first --align", "--adapt first --head ridge", "--adapt none --head ncm", "--joint",
     "--scale 0.5 0.5 --ratio 1 1", "--output_dir ''", "--freeze", "--eval", "--resume --no-eval",
 ])
 def test_what_goes_together_is_not_refused(line):

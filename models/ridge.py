@@ -1,0 +1,119 @@
+"""Ridge regression onto the classes, on random features or plain ones (RanPAC: McDonnell et al., NeurIPS 2023).
+
+Shapes: B batch, N images of a task, D width, M random features (or D plain ones), K classes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.heads import ClosedFormHead, LinearHead
+from utils import random_generator
+
+RIDGES = tuple(10.0**power for power in range(-8, 9))
+VALIDATION_SHARE = 5  # one image in so many chooses lambda
+CHUNK = 4096  # images whose random features are in memory at once
+
+
+class RidgeHead(ClosedFormHead):
+    """Logits h (G + λI)⁻¹ C with h = ReLU(f W) of the feature f, or h = f.
+
+    W ~ N(0, 1) is drawn once. G = Σ hᵀh and C = Σ hᵀy grow over all tasks, so the order of tasks changes neither. λ is
+    chosen anew at every task, from 10⁻⁸ … 10⁸, by the mean squared error on the last fifth of its images (which come in
+    shuffled order) of what the others give. Classes not seen yet have the logit -inf.
+
+    G and C are summed and the equations solved in float64, where the device has it.
+
+    Args:
+        random_features: M; 0 takes the features as they are.
+        seed: draws W.
+        classifier: see `ClosedFormHead`.
+    """
+
+    def __init__(self, dim: int, num_classes: int, random_features: int, *, seed: int,
+                 classifier: LinearHead | None = None):
+        super().__init__(classifier)
+        self.num_classes = num_classes
+        width = random_features or dim
+        projection_DM = None
+        if random_features:
+            projection_DM = torch.randn(dim, random_features, generator=random_generator(seed, "random features"))
+        self.register_buffer("projection_DM", projection_DM, persistent=False)  # drawn again from the seed
+        self.register_buffer("weights_MK", torch.zeros(width, num_classes))
+        self.register_buffer("seen_K", torch.zeros(num_classes, dtype=torch.bool))
+        self.register_buffer("ridge", torch.zeros(()))
+        self.register_buffer("gram_MM", None, persistent=False)  # made when there is something to add
+        self.register_buffer("class_sums_MK", None, persistent=False)
+        self._observed: list[tuple[Tensor, Tensor]] = []
+        self.note = (f"ridge regression on {width:,} {'random ' if random_features else ''}features keeps "
+                     f"{8 * width * (width + num_classes) / 1e6:,.0f} MB, and needs about three times as much while it "
+                     "solves")
+
+    def expand(self, features_BD: Tensor) -> Tensor:
+        """h [B, M]."""
+        return features_BD if self.projection_DM is None else F.relu(features_BD @ self.projection_DM)
+
+    def logits(self, features_BD: Tensor) -> Tensor:
+        logits_BK = self.expand(features_BD) @ self.weights_MK
+        return logits_BK.masked_fill(~self.seen_K, float("-inf"))
+
+    def observe(self, features_BD: Tensor, labels_B: Tensor) -> None:
+        self._observed.append((features_BD, labels_B))
+
+    @torch.no_grad()
+    def settle(self, task: int) -> None:
+        features_ND, labels_N = (torch.cat(parts) for parts in zip(*self._observed, strict=True))
+        self._observed = []
+        targets_NK = F.one_hot(labels_N, self.num_classes).to(exact_type(features_ND.device))
+        statistics = self.statistics()
+        for start in range(0, len(features_ND), CHUNK):
+            hidden_NM = self.expand(features_ND[start:start + CHUNK]).to(targets_NK.dtype)
+            statistics["gram_MM"].addmm_(hidden_NM.T, hidden_NM)
+            statistics["class_sums_MK"].addmm_(hidden_NM.T, targets_NK[start:start + CHUNK])
+        self.ridge.fill_(self._best_ridge(features_ND, targets_NK))
+        self.seen_K |= targets_NK.any(0)
+        self.weights_MK.copy_(solve(statistics["gram_MM"], float(self.ridge), statistics["class_sums_MK"]))
+
+    def statistics(self) -> dict[str, Tensor]:
+        if self.gram_MM is None:
+            width, device = len(self.weights_MK), self.weights_MK.device
+            self.gram_MM = torch.zeros(width, width, dtype=exact_type(device), device=device)
+            self.class_sums_MK = torch.zeros(width, self.num_classes, dtype=exact_type(device), device=device)
+        return {"gram_MM": self.gram_MM, "class_sums_MK": self.class_sums_MK}
+
+    def _best_ridge(self, features_ND: Tensor, targets_NK: Tensor) -> float:
+        """λ with the least mean squared error on the last fifth of the images, of weights that the others give."""
+        fitted = len(features_ND) - len(features_ND) // VALIDATION_SHARE
+        if fitted == len(features_ND):  # fewer than five images: nothing to choose by
+            return 1.0
+        hidden_NM = self.expand(features_ND).to(targets_NK.dtype)
+        errors = squared_errors(hidden_NM[:fitted], targets_NK[:fitted], hidden_NM[fitted:], targets_NK[fitted:])
+        return RIDGES[int(torch.stack(errors).argmin())]
+
+
+def exact_type(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def solve(gram_MM: Tensor, ridge: float, class_sums_MK: Tensor) -> Tensor:
+    """(G + λI)⁻¹ C."""
+    regular_MM = gram_MM.clone()
+    regular_MM.diagonal().add_(ridge)
+    factor_MM, failed = torch.linalg.cholesky_ex(regular_MM)
+    if failed:  # rounding has left G with a negative eigenvalue, and lambda is too small to outweigh it
+        return torch.linalg.lstsq(regular_MM, class_sums_MK, driver="gels").solution
+    return torch.cholesky_solve(class_sums_MK, factor_MM)
+
+
+def squared_errors(hidden_NM: Tensor, targets_NK: Tensor, tested_VM: Tensor, expected_VK: Tensor) -> list[Tensor]:
+    """For each of `RIDGES` the mean squared error on V images of the ridge regression on N others.
+
+    One decomposition serves all: of the smaller of HᵀH and HHᵀ, whose regressions are the same.
+    """
+    small = len(hidden_NM) < hidden_NM.shape[1]
+    values, vectors = torch.linalg.eigh(hidden_NM @ hidden_NM.T if small else hidden_NM.T @ hidden_NM)
+    values = values.clamp_min(0)
+    tested = tested_VM @ hidden_NM.T if small else tested_VM
+    targets = targets_NK if small else hidden_NM.T @ targets_NK
+    left, right = tested @ vectors, vectors.T @ targets
+    return [(left @ (right / (values + ridge)[:, None]) - expected_VK).square().mean() for ridge in RIDGES]

@@ -1,0 +1,279 @@
+"""Heads that learn from what they observe: ridge regression, aligned heads, and the runs that have them; the bound."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from fixtures import write_npz
+from test_bad_input import run, tiny
+
+from models.alignment import AlignedHead, normalised
+from models.heads import LinearHead, NearestMeanHead
+from models.ridge import RIDGES, RidgeHead, solve, squared_errors
+from utils import load_checkpoint
+
+DIM, CLASSES = 12, 6
+
+
+def features(labels: list[int], seed: int = 0, spread: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gaussian classes, each around a mean of its own."""
+    draw = torch.Generator().manual_seed(seed)
+    means_KD = torch.randn(CLASSES, DIM, generator=torch.Generator().manual_seed(99))
+    labels_N = torch.tensor(labels)
+    return means_KD[labels_N] + spread * torch.randn(len(labels), DIM, generator=draw), labels_N
+
+
+def learn(head, *tasks: list[int], batch: int = 7) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Show a head the tasks' images, a task's classes in turn; returns them."""
+    shown = []
+    for task, classes in enumerate(tasks):
+        features_ND, labels_N = features(classes * 10, seed=task)
+        shown.append((features_ND, labels_N))
+        for part in zip(features_ND.split(batch), labels_N.split(batch), strict=True):
+            head.observe(*part)
+        head.settle(task)
+    return shown
+
+
+# ---- ridge regression ----
+def best_ridge(hidden_NM: torch.Tensor, targets_NK: torch.Tensor) -> float:
+    """λ by trying each one, on the last fifth."""
+    cut = len(hidden_NM) - len(hidden_NM) // 5
+    fit, held, errors = hidden_NM[:cut], hidden_NM[cut:], []
+    for ridge in RIDGES:
+        gram = fit.T @ fit + ridge * torch.eye(fit.shape[1], dtype=fit.dtype)
+        weights = torch.linalg.lstsq(gram, fit.T @ targets_NK[:cut], driver="gelsd").solution
+        errors.append(((held @ weights - targets_NK[cut:]) ** 2).mean().item())
+    return RIDGES[errors.index(min(errors))]
+
+
+@pytest.mark.parametrize("random_features", [0, 8, 50])  # fewer and more than a task's images
+def test_ridge_equals_its_formula(random_features):
+    head = RidgeHead(DIM, CLASSES, random_features, seed=3)
+    shown = learn(head, [0, 1], [2, 3])
+    hidden = []
+    for features_ND, _ in shown:
+        wide = features_ND if head.projection_DM is None else torch.relu(features_ND @ head.projection_DM)
+        hidden.append(wide.double())
+    targets = [torch.eye(CLASSES, dtype=torch.float64)[labels_N] for _, labels_N in shown]
+    ridge = best_ridge(hidden[-1], targets[-1])
+    assert float(head.ridge) == pytest.approx(ridge)
+    gram = sum(h.T @ h for h in hidden) + ridge * torch.eye(hidden[0].shape[1], dtype=torch.float64)
+    expected = torch.linalg.solve(gram, sum(h.T @ y for h, y in zip(hidden, targets, strict=True)))
+    logits = head.eval()(shown[0][0])
+    torch.testing.assert_close(logits[:, :4], (hidden[0] @ expected)[:, :4].float(), atol=1e-5, rtol=1e-4)
+    assert torch.isneginf(logits[:, 4:]).all(), "classes never seen do not compete"
+    assert (logits.argmax(1) == shown[0][1]).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("width", [5, 60])
+def test_one_decomposition_serves_all_ridges(width):
+    draw = torch.Generator().manual_seed(1)
+    hidden, held = (torch.randn(n, width, generator=draw, dtype=torch.float64) for n in (20, 6))
+    targets, expected = (torch.randn(n, 3, generator=draw, dtype=torch.float64) for n in (20, 6))
+    found = squared_errors(hidden, targets, held, expected)
+    for ridge, error in zip(RIDGES, found, strict=True):
+        if ridge < 1e-4 and width > 20:
+            continue  # 10^-8 of an ill-posed problem is below the rounding of the way it is checked by
+        gram = hidden.T @ hidden + ridge * torch.eye(width, dtype=torch.float64)
+        weights = torch.linalg.solve(gram, hidden.T @ targets)
+        assert error.item() == pytest.approx(((held @ weights - expected) ** 2).mean().item(), rel=1e-5)
+
+
+def test_the_order_of_tasks_changes_no_logit_of_a_ridge_head():
+    """Given λ, which each task chooses by its own images; what is summed is the same."""
+    heads = [RidgeHead(DIM, CLASSES, 40, seed=3) for _ in range(2)]
+    tasks = [(features([2 * t, 2 * t + 1] * 10, seed=t)) for t in range(3)]
+    for head, order in zip(heads, ([0, 1, 2], [2, 0, 1]), strict=True):
+        for place, task in enumerate(order):
+            head.observe(*tasks[task])
+            head.settle(place)
+    for name, sums in heads[0].statistics().items():
+        torch.testing.assert_close(sums, heads[1].statistics()[name], atol=1e-12, rtol=1e-12)
+    weights = [solve(head.gram_MM, 0.1, head.class_sums_MK) for head in heads]
+    torch.testing.assert_close(*weights, atol=1e-9, rtol=1e-9)
+
+
+# ---- what holds for all of them ----
+HEADS = {
+    "ncm": lambda: NearestMeanHead(DIM, CLASSES),
+    "ridge": lambda: RidgeHead(DIM, CLASSES, 20, seed=1),
+    "aligned": lambda: AlignedHead(DIM, CLASSES, samples=20, epochs=2, lr=0.1, full=True, seed=1),
+    "aligned, diagonal": lambda: AlignedHead(DIM, CLASSES, samples=20, epochs=2, lr=0.1, full=False, seed=1),
+}
+
+
+def everything(head) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in (head.state_dict() | head.statistics()).items()}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_what_is_observed_is_forgotten_unless_the_head_settles(name):
+    torch.manual_seed(0)
+    head = HEADS[name]()
+    learn(head, [0, 1])
+    before = everything(head)
+    head.observe(*features([2, 3] * 5))
+    assert all(torch.equal(tensor, before[key]) for key, tensor in everything(head).items())
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_state_and_statistics_are_all_that_a_head_goes_on_from(name):
+    """A head that takes over both learns the next task to the same bits."""
+    torch.manual_seed(0)
+    first, second = HEADS[name](), HEADS[name]()
+    learn(first, [0, 1])
+    second.load_state_dict(first.state_dict())
+    for key, tensor in second.statistics().items():
+        tensor.copy_(first.statistics()[key])
+    for head in (first, second):
+        head.observe(*features([2, 3] * 10, seed=5))
+        head.settle(1)
+    others = everything(second)
+    assert all(torch.equal(tensor, others[key]) for key, tensor in everything(first).items())
+
+
+# ---- alignment ----
+@pytest.mark.parametrize("full", [True, False])
+def test_alignment_keeps_mean_and_covariance_of_all_sessions_of_a_class(full):
+    head = AlignedHead(DIM, CLASSES, samples=5, epochs=1, lr=0.01, full=full, seed=1)
+    shown = learn(head, [0, 1], [1, 2], [1, 0])
+    features_ND, labels_N = (torch.cat(parts) for parts in zip(*shown, strict=True))
+    for label in range(3):
+        mine_ND = features_ND[labels_N == label]
+        covariance = torch.cov(mine_ND.T, correction=0)
+        torch.testing.assert_close(head.means_KD[label], mine_ND.mean(0), atol=1e-5, rtol=0)
+        torch.testing.assert_close(head.covariances[label], covariance if full else covariance.diagonal(),
+                                   atol=1e-5, rtol=0)
+    assert head.counts_K.tolist() == [20, 30, 10, 0, 0, 0]
+    assert head.task_of_K.tolist()[:3] == [0, 0, 1], "a class belongs to the task that had it first"
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_alignment_weighs_tasks_that_were_never_weighed_against_each_other(full):
+    """A head whose second task shouts: right within each task, wrong between them, until it is aligned."""
+    torch.manual_seed(0)
+    head = AlignedHead(DIM, CLASSES, samples=500, epochs=20, lr=0.05, full=full, seed=1)
+    tests = [features(classes * 50, seed=7) for classes in ([0, 1], [2, 3])]
+    with torch.no_grad():
+        head.weight.copy_(torch.cat([features([label] * 20, seed=3)[0].mean(0, keepdim=True)
+                                     for label in range(CLASSES)]))
+        head.bias[2:4] += 12
+        head.bias[4:] = -1000  # not seen: no image should go there, and no alignment touch them
+
+    def accuracy() -> list[float]:
+        return [(head(x).argmax(1) == y).float().mean().item() for x, y in tests]
+
+    assert accuracy()[0] < 0.6
+    learn(head, [0, 1], [2, 3])
+    assert min(accuracy()) > 0.9
+    assert (head.bias[4:] == -1000).all()
+
+
+def test_logits_are_normalised_by_the_mean_length_of_the_tasks_parts():
+    logits = torch.tensor([[3.0, 4.0, 0.0, 1.0], [1.0, 0.0, 6.0, 8.0]])
+    groups = [torch.tensor([0, 1]), torch.tensor([2, 3])]
+    torch.testing.assert_close(normalised(logits, groups), logits / torch.tensor([[3.0], [5.5]]))
+
+
+def test_the_memory_that_a_head_takes_is_told(capsys, tmp_path):
+    assert AlignedHead(768, 100, samples=1, epochs=1, lr=1, full=True, seed=0).note.startswith(
+        "alignment keeps covariances of 100 classes, 2.36 MB each, 236")
+    assert "808 MB" in RidgeHead(768, 100, 10_000, seed=0).note
+    data = write_npz(tmp_path / "data.npz")
+    assert run("cifar100_ranpac", *tiny(data, "")[1:], "--random_features", 100) == 0
+    assert "ridge regression on 100 random features keeps" in capsys.readouterr().out
+
+
+# ---- runs ----
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_npz(tmp_path_factory.mktemp("data") / "data.npz", classes=6, train_per_class=9, test_per_class=5)
+
+
+def read(folder: Path, name: str = "summary.json") -> dict:
+    return json.loads((folder / name).read_text())
+
+
+def state(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder / "checkpoint" / f"{name}.pth")["model"]
+
+
+@pytest.mark.parametrize("head", [("ncm",), ("ridge", "--random_features", 30)])
+def test_what_was_adapted_on_the_first_task_stays(head, data, tmp_path):
+    words = tiny(data, tmp_path, "--num-tasks", 3, "--adapt", "first", "--head", *head)
+    assert run(*words) == 0
+    states = [state(tmp_path, f"task0{task}") for task in (1, 2, 3)]
+    for name in ("prompt.prompts_MLD", "prompt.keys_MD", "head.classifier.weight"):
+        assert torch.equal(states[0][name], states[2][name]), name
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in log] == ["epoch", "settled", "evaluation", *["settled", "evaluation"] * 2]
+    assert run("--eval", "--output_dir", tmp_path) == 0
+    assert read(tmp_path)["per_task"] == read(tmp_path, "eval_summary.json")["per_task"]
+
+
+@pytest.mark.parametrize("words", [("--align", "--align_epochs", 2, "--align_samples", 9),
+                                   ("--adapt", "first", "--head", "ridge", "--random_features", 30)])
+def test_a_run_resumed_after_a_task_has_the_heads_statistics(words, data, tmp_path, capsys):
+    """They lie in a file of their own, the newest two are kept, and no task's checkpoint has them."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    command = tiny(data, whole, "--num-tasks", 3, *words)
+    assert run(*command) == 0
+    names = {path.name for path in (whole / "checkpoint").glob("statistics*")}
+    assert names == {"statistics02.pth", "statistics03.pth"}
+    assert not {"head.gram_MM", "head.covariances", "head.means_KD"} & state(whole, "task03").keys()
+
+    class Stop(Exception):
+        pass
+
+    import outputs
+
+    evaluated = outputs.Reporter.evaluated
+
+    def stop_in_the_third(self, column, run):
+        if column == 2:
+            raise Stop
+        evaluated(self, column, run)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outputs.Reporter, "evaluated", stop_in_the_third)
+        with pytest.raises(Stop):
+            run(*tiny(data, cut, "--num-tasks", 3, *words))
+    assert run(*tiny(data, cut, "--num-tasks", 3, *words, "--resume")) == 0
+    ours, theirs = state(cut, "task03"), state(whole, "task03")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert read(cut)["per_task"] == read(whole)["per_task"]
+
+
+def test_joint_training_is_the_bound_of_its_tasks(data, tmp_path):
+    """The same images, steps and tests as task after task, in one stretch; one accuracy for each task."""
+    one, all_at_once = tmp_path / "one", tmp_path / "joint"
+    words = ("--num-tasks", 3, "--batch-size", 4, "--print-freq", 1, "--lr", 0.05)
+    assert run("cifar100_linear", *tiny(data, one, *words)[1:]) == 0
+    assert run("cifar100_joint_linear", *tiny(data, all_at_once, *words)[1:]) == 0
+    sequential, joint = read(one), read(all_at_once)
+    assert len(joint["per_task"]) == 3
+    assert joint["acc@1"] == pytest.approx(sum(joint["per_task"]) / 3)
+    assert "forgetting" not in joint
+    assert joint["protocol"] == "nothing to choose, joint"
+    assert joint["config"]["data_sha256"] == sequential["config"]["data_sha256"]
+    steps = [load_checkpoint(folder / "checkpoint" / "last.pth")["optimizer"]["state"][0]["step"].item()
+             for folder in (one, all_at_once)]
+    assert steps[1] == 3 * steps[0] == 15, "18 images a task in batches of 4: five steps, and its optimizer begins anew"
+    assert len((all_at_once / "accuracy_matrix.csv").read_text().splitlines()) == 4
+    assert run("--eval", "--output_dir", all_at_once) == 0
+    assert read(all_at_once, "eval_summary.json")["per_task"] == joint["per_task"]
+
+
+def test_joint_training_needs_tasks_of_one_data_set(data, capsys):
+    assert run(*tiny(data, "", "--joint", "--prompt_method", "dualprompt", "--head_type", "token", "--prompt_layers",
+                     2)) == 2
+    assert "--prompt_method dualprompt trains prompts of a task" in capsys.readouterr().err
+
+
+def test_a_linear_head_is_a_linear_layer():
+    head, plain = LinearHead(3, 2), torch.nn.Linear(3, 2)
+    plain.load_state_dict(head.state_dict())
+    x = torch.randn(4, 3)
+    assert torch.equal(head(x), plain(x))
