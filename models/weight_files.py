@@ -58,7 +58,7 @@ def load_weights(model: VisionTransformer, path: Path, name: str) -> str | None:
         )
     if not left_out:
         return None
-    return f"--init_checkpoint {path}: the backbone has no use for {_listing(left_out)}, left out of what was loaded."
+    return f"--init_checkpoint {path} holds more than a backbone; left out: {_listing(left_out)}."
 
 
 def weight_file(init_checkpoint: str) -> Path:

@@ -18,7 +18,8 @@ _PREFERRED = ("state_dict_ema", "model_ema", "ema_model", "ema", "teacher", "bas
 _NOT_OF_A_BACKBONE = re.compile(
     r"(head|head_dist|pre_logits|fc|classifier|cls_classifier|distillation_classifier|pooler)\.|decoder_|mask_token$"
 )
-# Hugging Face's ViT, DeiT, ViT-MAE and DINOv2, in both layouts: of transformers before 5 (which 5 still saves) and of 5.
+_MASK = "mask_token"
+# Hugging Face's ViT, DeiT, ViT-MAE and DINOv2 in two layouts: of transformers before 5, which 5 still saves, and of 5.
 _HUGGING_FACE = [
     (re.compile(pattern), ours)
     for pattern, ours in (
@@ -46,7 +47,7 @@ class SeveralViTsError(ValueError):
 
 
 def named_tensors(content: object) -> dict[str, Tensor]:
-    """All tensors in dictionaries within dictionaries, by their keys joined with dots; an object met again is skipped."""
+    """All tensors in dictionaries within dictionaries, by keys joined with dots; a dictionary met again is skipped."""
     found, seen = {}, set()
 
     def visit(mapping: dict, prefix: str) -> None:
@@ -75,17 +76,13 @@ def extract_vit(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str
     if not roots:
         return {}, []
     root = _choose(sorted(roots))
-    vit, rest = {}, []
-    for name, tensor in tensors.items():
-        own = name.removeprefix(root)
-        if not name.startswith(root):
-            rest.append(_shortened(name, root))
-            continue
-        if _NOT_OF_A_BACKBONE.match(own):
-            rest.append(own.partition(".")[0])
-        if not _NOT_OF_A_BACKBONE.match(own) or own.endswith("mask_token"):
-            vit[own] = tensor
-    return _from_hugging_face(vit), list(dict.fromkeys(rest))
+    beside = [_shortened(name, root) for name in tensors if not name.startswith(root)]
+    vit = _from_hugging_face({name.removeprefix(root): tensors[name] for name in tensors if name.startswith(root)})
+    unused = [name for name in vit if _NOT_OF_A_BACKBONE.match(name)]
+    for name in unused:
+        if name != _MASK:
+            del vit[name]
+    return vit, list(dict.fromkeys([name.partition(".")[0] for name in unused] + beside))
 
 
 def without_head(names: Iterable[str]) -> list[str]:
