@@ -121,7 +121,8 @@ def _from_hugging_face(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         renamed[name] = tensor
     for query in [name for name in renamed if ".attn.q." in name]:
         names = [query.replace(".attn.q.", f".attn.{part}.") for part in "qkv"]
-        if all(name in renamed for name in names):  # else the check of names says which are missing
+        shapes = {renamed[name].shape if name in renamed else None for name in names}
+        if len(shapes) == 1 and renamed[query].ndim:  # else the check of names says what is wrong
             parts = [renamed.pop(name) for name in names]
             renamed[query.replace(".attn.q.", ".attn.qkv.")] = torch.cat(parts)
     return renamed
