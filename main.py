@@ -169,6 +169,8 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
 
     recipe = build_recipe(options)
     check_recipe(recipe, model)
+    if model.backbone.left_out:
+        warn(processes, model.backbone.left_out)
     model.to(device)
     if precision == "bf16":
         model.use_bfloat16()

@@ -9,19 +9,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from timm.models import clean_state_dict
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
 from errors import InputError
+from models.weight_names import SeveralViTsError, extract_vit, named_tensors, without_head
 
 PROGRAM_FOLDER = Path(__file__).parent.parent
 WEIGHT_SUFFIXES = (".npz", ".safetensors", ".pth", ".pt", ".bin")
-# Training scripts wrap the state dict; averaged weights come first, as in timm's own loader.
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher", "encoder")
 # The head of the weights' own classes: a backbone has none, so these may be in a file and are not read.
-HEADS = ("head.", "head_dist.", "pre_logits.")
 JAX_HEADS = ("head/", "pre_logits/")
+# What a pickled numpy number is made of: an accuracy beside the tensors is no code. numpy 1 and 2 name it differently.
+NUMPY_SCALARS = [np.dtype, *(type(np.dtype(kind)) for kind in "?bhilqBHILQefd")]
+NUMPY_SCALARS += [(np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
 PATCHES = "patch_embed.proj.weight"
 LISTED = 10
 
@@ -40,13 +40,25 @@ JAX_BLOCK_MODULES = {
 JAX_POSITIONS = "Transformer/posembed_input/pos_embedding"
 
 
-def load_weights(model: VisionTransformer, path: Path, name: str) -> None:
+def load_weights(model: VisionTransformer, path: Path, name: str) -> str | None:
     """Fill `model` from a file that `weight_file` let pass; names and shapes must be exactly the model's.
 
-    Raises InputError for an unreadable file, or one that says which keys are missing, unexpected or misshapen.
+    Returns one line that says what was left out of the file, such as a classifier or a decoder; None if nothing was.
+
+    Raises InputError for an unreadable file, one that says which keys are missing, unexpected or misshapen, or one with
+    values that are not finite.
     """
     load = _load_jax if path.suffix.lower() == ".npz" else _load_state_dict
-    load(model, path, name)
+    left_out = load(model, path, name)
+    not_finite = [key for key, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    if not_finite:
+        raise InputError(
+            f"--init_checkpoint {path} holds values that are NaN or infinite, or too large for float32, in "
+            f"{_listing(not_finite)}: take another copy of the weights."
+        )
+    if not left_out:
+        return None
+    return f"--init_checkpoint {path} holds more than a backbone; left out: {_listing(left_out)}."
 
 
 def weight_file(init_checkpoint: str) -> Path:
@@ -82,16 +94,16 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _load_state_dict(model: VisionTransformer, path: Path, name: str) -> None:
-    """Load a PyTorch or safetensors file whose names, after timm's own conversions, are exactly the model's."""
-    source = _read_state_dict(path)
+def _load_state_dict(model: VisionTransformer, path: Path, name: str) -> list[str]:
+    """Load a PyTorch or safetensors file whose names, after conversion, are exactly the model's."""
+    source, left_out = _read_state_dict(path)
     try:
         # The copy is for timm's converters, which pop from what they are given.
         found = checkpoint_filter_fn(dict(source), model, adapt_layer_scale=True)
     except (RuntimeError, KeyError, IndexError, ValueError):
         found = source  # weights that timm cannot convert are of another model: the comparison below says where
     wanted = model.state_dict()
-    found = {key: tensor for key, tensor in found.items() if key in wanted or not key.startswith(HEADS)}
+    found = {key: found[key] for key in without_head(found)}
 
     wrong = []
     for key in filter(found.__contains__, wanted):
@@ -105,32 +117,36 @@ def _load_state_dict(model: VisionTransformer, path: Path, name: str) -> None:
     if kernel and kernels and kernel not in kernels:
         wrong.append((PATCHES, _size(kernels.pop(), "float"), _size(kernel, "float")))
     _refuse_misfit(path, name, wanted, found, wrong)
-    model.load_state_dict(found)
+    with _reading(path):  # of a sparse tensor, for example, nothing can be copied
+        model.load_state_dict(found)
+    return left_out
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of the file by name, without wrappers and without the prefixes of distributed and compiled models."""
+def _read_state_dict(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of the ViT in the file by timm's names, and what else there is."""
     with _reading(path):
         content = load_file(path) if path.suffix.lower() == ".safetensors" else _unpickle_tensors(path)
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not content:
+        tensors = named_tensors(content)
+    if not tensors:
         raise InputError(f"--init_checkpoint {path} is no dictionary of tensors by name: save a model's state_dict().")
-    strangers = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
-    if strangers:
+    try:
+        vit, left_out = extract_vit(tensors)
+    except SeveralViTsError as error:
         raise InputError(
-            f"--init_checkpoint {path} is no dictionary of tensors by name, because of {_listing(strangers)}: save a "
-            "model's state_dict() alone."
+            f"--init_checkpoint {path} holds several ViTs ({error}): save the state_dict() of the one to use alone."
+        ) from error
+    if not vit:
+        raise InputError(
+            f"--init_checkpoint {path} holds no ViT of a known layout, for none of its tensors belongs to a patch "
+            f"embedding; there are {_listing(list(tensors))}."
         )
-    content = clean_state_dict(content)
-    backbone = {key.removeprefix("backbone."): value for key, value in content.items() if key.startswith("backbone.")}
-    return backbone or content
+    return vit, left_out
 
 
 def _unpickle_tensors(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "argparse.Namespace" in str(error):
             raise InputError(
@@ -146,13 +162,15 @@ def _unpickle_tensors(path: Path) -> object:
         raise ValueError("not a pickle of tensors") from error
 
 
-def _load_jax(model: VisionTransformer, path: Path, name: str) -> None:
+def _load_jax(model: VisionTransformer, path: Path, name: str) -> list[str]:
     """Load an official JAX ViT (github.com/google-research/vision_transformer) with timm's loader.
 
     That loader takes what it looks for and says nothing of the rest, so names and shapes are compared here first.
     """
     wanted = _jax_shapes(model, path, name)
-    found = {key: value for key, value in _read_jax(path).items() if key in wanted or not key.startswith(JAX_HEADS)}
+    found = _read_jax(path)
+    left_out = list(dict.fromkeys(key.split("/")[0] for key in found if key.startswith(JAX_HEADS)))
+    found = {key: value for key, value in found.items() if not key.startswith(JAX_HEADS)}
 
     blocks = {key.split("/")[1] for key in found if key.startswith("Transformer/encoderblock_")}
     if len(blocks) != len(model.blocks):
@@ -167,7 +185,9 @@ def _load_jax(model: VisionTransformer, path: Path, name: str) -> None:
         if not fits or dtype.kind != "f":
             wrong.append((key, _size(shape, dtype), _size(wanted[key], "float32")))
     _refuse_misfit(path, name, wanted, found, wrong)
-    model.load_pretrained(str(path))
+    with np.errstate(over="ignore"):  # of float64: what became infinite is refused by the caller
+        model.load_pretrained(str(path))
+    return left_out
 
 
 def _jax_shapes(model: VisionTransformer, path: Path, name: str) -> dict[str, tuple[int, ...]]:

@@ -70,7 +70,8 @@ def build_backbone(
     `pretrained`, else from timm's initialisation under torch's global seed. Position embeddings of another grid are
     resampled by timm. `drop` is the dropout rate in [0, 1) after the position embedding and in every block (MLP and
     attention projection), `drop_path` the stochastic depth rate of the last block. `needs_cls` says that the caller
-    reads the cls token, `needs_for` names the option that makes it so.
+    reads the cls token, `needs_for` names the option that makes it so. The model's attribute `left_out` is one line of
+    warning about what the file holds besides a backbone, or None.
 
     Raises InputError, before any weight is read, for a model that is no timm VisionTransformer, lacks a needed cls
     token or has patches that do not tile `input_size` pixels; afterwards for weights that are absent or do not fit.
@@ -84,14 +85,16 @@ def build_backbone(
         "proj_drop_rate": drop,
         "drop_path_rate": drop_path,
     }
+    left_out = None
     if init_checkpoint:
         path = weight_file(init_checkpoint)
         model = timm.create_model(name, **options)
-        load_weights(model, path, name)
+        left_out = load_weights(model, path, name)
     elif pretrained:
         model = _create_pretrained(name, options)
     else:
         model = timm.create_model(name, **options)
+    model.left_out = left_out
     return model.float().eval()
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from fixtures import TINY, write_npz
 
 import main
+import models.glyph_vit  # noqa: F401 -- registers the demo's backbone with timm
 from utils import load_checkpoint, save_checkpoint
 
 
@@ -110,7 +112,19 @@ def test_data_path_missing_or_empty_or_damaged(data, tmp_path, capsys):
 def test_weights_that_cannot_be_read(data, tmp_path, capsys):
     absent = tmp_path / "absent.safetensors"
     assert "--init_checkpoint" in refused(capsys, *tiny(data, tmp_path / "output", "--init-checkpoint", absent))
+    state = timm.create_model("glyph_vit_tiny").state_dict()
+    state["norm.bias"][3] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    words = tiny(data, tmp_path / "output", "--init-checkpoint", tmp_path / "nan.pth")
+    assert "NaN or infinite, or too large for float32, in norm.bias" in refused(capsys, *words)
     assert not (tmp_path / "output").exists()
+
+
+def test_what_is_left_out_of_a_weight_file_is_said_once(data, tmp_path, capsys):
+    torch.save({"model": timm.create_model("glyph_vit_tiny", num_classes=3).state_dict()}, tmp_path / "vit.pth")
+    assert run(*tiny(data, tmp_path / "output", "--init-checkpoint", tmp_path / "vit.pth")) == 0
+    warning = f"main.py: warning: --init_checkpoint {tmp_path}/vit.pth holds more than a backbone; left out: head.\n"
+    assert capsys.readouterr().err.count(warning) == 1
 
 
 def contents(folder: Path) -> dict[str, bytes]:
