@@ -61,7 +61,7 @@ def small_model(kind: str, **changes: object) -> PromptedViT:
     """The program's model, all weights of its backbone drawn anew so that none is zero or one."""
     options = default_options(load_experiment("cifar100_l2p")) | {
         "model": NAMES[kind], "pretrained": False, "input_size": KINDS[kind][2], "seed": 0, "prompt_pos_embed": "none"}
-    model = build_model(options | changes, num_classes=5).eval()
+    model = build_model(options | changes, num_classes=5, num_tasks=10).eval()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for tensor in model.backbone.parameters():
