@@ -94,7 +94,7 @@ class NearestMeanHead(ClosedFormHead):
 
     def __init__(self, dim: int, num_classes: int, classifier: LinearHead | None = None):
         super().__init__(classifier)
-        self.register_buffer("sums_KD", torch.zeros(num_classes, dim, dtype=torch.float64))
+        self.register_buffer("sums_KD", torch.zeros(num_classes, dim))
         self.register_buffer("counts_K", torch.zeros(num_classes, dtype=torch.long))
         self._new_sums_KD: Tensor | None = None
         self._new_counts_K: Tensor | None = None
