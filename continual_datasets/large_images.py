@@ -4,10 +4,13 @@ Each image is cut to the model's input in the worker, by numbers drawn before, a
 workers there are changes nothing but the time. Shapes as in `batches`.
 """
 
+import os
+import stat
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import repeat
 
 import numpy as np
@@ -34,8 +37,11 @@ def read_picture(path: str) -> Image.Image:
         InputError: there is no such file, it cannot be decoded, or its pixels are not 8-bit or 16-bit numbers.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("it is a named pipe, a device or the like, and no file")  # to open it may wait for ever
         with Image.open(path) as image:
-            if image.mode.startswith("I;16"):
+            # Of a PGM with more than 8 bits, Pillow makes 32-bit numbers from 0 to 65535, whatever its own white is.
+            if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
                 image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
             if image.mode in ("I", "F"):
                 raise ValueError("its pixels are 32-bit numbers, of which nobody knows the white: save it with 8 bits")
@@ -76,12 +82,20 @@ class Decoder:
             for piece_B, piece_BU in zip(index_B.split(PIECE), repeat(None) if draws_BU is None
                                          else draws_BU.split(PIECE), strict=False))
         try:
-            with _any_number_of_workers():
-                made = iter(loader)
+            made = self._began(loader)
             for index_B in positions:
                 yield [_raised(next(made)) for _ in index_B.split(PIECE)]
         finally:
             self._idle.append(loader)
+
+    def _began(self, loader: DataLoader) -> Iterator:
+        """The first time that it is asked, a loader starts its processes."""
+        try:
+            with _any_number_of_workers():
+                return iter(loader)
+        except OSError as error:
+            raise DamagedFileError(f"--num_workers {self._num_workers}: the processes that decode images cannot be "
+                                   f"started ({error}); give fewer, or --num_workers 0.") from error
 
     def _start(self) -> DataLoader:
         workers: dict = {}
@@ -118,23 +132,40 @@ class _Cutter(TorchDataset):
     def __init__(self, train_transform: TrainTransform, eval_transform: EvalTransform):
         self.train_transform, self.eval_transform = train_transform, eval_transform
 
-    def __getitem__(self, order: tuple[list[str], np.ndarray | None]) -> Tensor | str:
+    def __getitem__(self, order: tuple[list[str], np.ndarray | None]) -> "_Piece | str":
         paths, draws_BU = order
         try:
             pictures = map(read_picture, paths)
             if draws_BU is None:
-                return torch.stack([self.eval_transform.of_picture(picture) for picture in pictures])
-            return torch.stack([self.train_transform.of_picture(picture, draws_U)
-                                for picture, draws_U in zip(pictures, torch.from_numpy(draws_BU), strict=True)])
+                cut = [self.eval_transform.of_picture(picture) for picture in pictures]
+            else:
+                cut = [self.train_transform.of_picture(picture, draws_U)
+                       for picture, draws_U in zip(pictures, torch.from_numpy(draws_BU), strict=True)]
+            return _Piece(torch.stack(cut).numpy())
         except InputError as error:
             return str(error)  # an exception would come out with the worker's stack in its text
 
 
-def _as_it_is(made: Tensor | str) -> Tensor | str:
+@dataclass(frozen=True)
+class _Piece:
+    """Pixels on their way from a worker, through a pipe: torch would send a tensor through /dev/shm, which in a
+    container is often smaller than a few batches, and then nobody tells the program that waits."""
+
+    pixels_BCHW: np.ndarray
+
+    def tensor(self) -> Tensor:
+        return torch.from_numpy(self.pixels_BCHW)
+
+    def pin_memory(self) -> Tensor:
+        """Called by the DataLoader's thread, where `pin_memory` is set."""
+        return self.tensor().pin_memory()
+
+
+def _as_it_is(made: _Piece | str) -> _Piece | str:
     return made
 
 
-def _raised(made: Tensor | str) -> Tensor:
+def _raised(made: Tensor | _Piece | str) -> Tensor:
     if isinstance(made, str):
         raise DamagedFileError(made)
-    return made
+    return made.tensor() if isinstance(made, _Piece) else made
