@@ -48,12 +48,22 @@ def opening_lines(config: dict[str, Any], scenario: Scenario) -> list[str]:
         f"train; {len(scenario.tasks)} {scenario.setting.unit}s, {scenario.num_classes} classes, "
         f"{scenario.num_images('train')} training and {scenario.num_images('test')} test images; {config['protocol']}"
         + (f"; replay of up to {replayed[0]} images, {replayed[1] / 1e6:.2f} MB" if replayed[0] else ""),
+        _class_line(scenario.class_names),
         f"seed {options['seed']}, {config['world_size']} process(es) on {config['device']}, "
         f"{config['precision']}{', compiled' if options['compile'] else ''}, "
         f"{options['num_workers']} batches ahead, pinned memory "
         f"{'on' if options['pin_mem'] and config['device'] != 'cpu' else 'off'}, "
         + (f"writing {options['output_dir']}" if options["output_dir"] else "nothing is written"),
     ]
+
+
+def _class_line(names: tuple[str, ...], shown: int = 10) -> str:
+    """Read by who starts a run: a folder that was taken for a class is seen here."""
+    # Names of folders may hold what a terminal cannot print.
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    safe = [(name if name.isprintable() else ascii(name)[1:-1]).encode(encoding, "backslashreplace").decode(encoding)
+            for name in names[:shown]]
+    return f"classes: {', '.join(safe)}" + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def environment_record(device: torch.device) -> dict[str, Any]:
