@@ -48,12 +48,12 @@ def opening_lines(config: dict[str, Any], scenario: Scenario) -> list[str]:
         f"train; {len(scenario.tasks)} {scenario.setting.unit}s, {scenario.num_classes} classes, "
         f"{scenario.num_images('train')} training and {scenario.num_images('test')} test images; {config['protocol']}"
         + (f"; replay of up to {replayed[0]} images, {replayed[1] / 1e6:.2f} MB" if replayed[0] else ""),
-        _class_line(scenario.class_names),
         f"seed {options['seed']}, {config['world_size']} process(es) on {config['device']}, "
         f"{config['precision']}{', compiled' if options['compile'] else ''}, "
         f"{options['num_workers']} batches ahead, pinned memory "
         f"{'on' if options['pin_mem'] and config['device'] != 'cpu' else 'off'}, "
         + (f"writing {options['output_dir']}" if options["output_dir"] else "nothing is written"),
+        _class_line(scenario.class_names),
     ]
 
 

@@ -78,8 +78,8 @@ def read(data_path: str, download: bool, seed: int = 0, *, of: Published) -> Dat
 
 
 def _incomplete(data_path: str, of: Published, folder: Path, missing: str) -> InputError:
-    return InputError(f"--data_path {data_path}: {of.title} in {folder} is not complete, {missing} is missing; remove the "
-                      "folder and use --download, or copy it anew.")
+    return InputError(f"--data_path {data_path}: {of.title} in {folder} is not complete, {missing} is missing; remove "
+                      "the folder and use --download, or copy it anew.")
 
 
 def _first_missing(images: LabelledImages) -> str | None:
