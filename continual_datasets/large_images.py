@@ -5,8 +5,10 @@ workers there are changes nothing but the time. Shapes as in `batches`.
 """
 
 import os
+import signal
 import stat
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -100,13 +102,27 @@ class Decoder:
     def _start(self) -> DataLoader:
         workers: dict = {}
         if self._num_workers:
-            workers = {"num_workers": self._num_workers, "prefetch_factor": PIECES_AHEAD, "persistent_workers": True}
+            workers = {"num_workers": self._num_workers, "prefetch_factor": PIECES_AHEAD, "persistent_workers": True,
+                       "worker_init_fn": _end_for_the_parent_only}
             if sys.platform == "linux":  # started in no time, and main.py is not imported again
                 workers["multiprocessing_context"] = "fork"
         with _any_number_of_workers():
             # A generator of its own, for torch's would be drawn from; what it draws is used by nothing.
             return DataLoader(self._cutter, batch_size=None, sampler=_Orders(), collate_fn=_as_it_is,
                               pin_memory=self._pin_memory, generator=torch.Generator(), **workers)
+
+
+def _end_for_the_parent_only(worker: int) -> None:
+    """Clusters send SIGTERM to every process of a run: the main one stops and saves, and needs its workers till then."""
+    if hasattr(signal, "sigwaitinfo"):  # not on a Mac
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 @contextmanager

@@ -41,10 +41,12 @@ def test_a_run_whose_worker_is_killed_ends_with_one_sentence_and_goes_on_with_re
     assert "Traceback" not in run.text()
     assert "--resume" in line
     assert "--num_workers 0" in line
-    again = Run(tmp_path / "run", *words(photos, 0), "--epochs", 40, "--resume")
-    assert again.wait_for("task 1/2 epoch 3/40")
-    again.kill()
+    again = Run(tmp_path / "run", *words(photos, 1), "--epochs", 40, "--resume")
+    assert again.wait_for("task 1/2 epoch 3/40 step 1/")
     assert "task 1/2 epoch 1/40" not in again.text()
+    os.killpg(again.process.pid, signal.SIGTERM)  # to all its processes, as clusters do
+    assert again.end(timeout=60) == 143
+    assert "stopped by SIGTERM; everything done is saved" in again.lines[-1]
 
 
 READ_ALL = """
