@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from continual_datasets.parts import IMAGE_SUFFIXES, holds_parts, is_image_name, is_system_name
+from continual_datasets.parts import IMAGE_SUFFIXES, folders_in, holds_parts, is_image_name, is_system_name, kind_of
 from errors import InputError
 
 
@@ -32,22 +32,24 @@ def files_by_class(data_path: str, folder: Path) -> tuple[dict[str, list[str]], 
         return _annotated(data_path, folder, annotations), ()
     by_class: dict[str, list[str]] = {}
     left_out, strays, empty = _Files(), [], []
+    before = os.path.join(folder, "")
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.is_dir() and is_system_name(path.name):
             left_out.system.append(str(path))
-        elif path.is_dir():
-            if holds_parts(path):
-                raise InputError(f"--data_path {data_path}: {path} holds training and test images of its own; give "
-                                 "that folder, or put train/ and test/ above the folders of classes.")
-            found = _files_below(path)
-            for kind in ("others", "irregular", "system"):
-                getattr(left_out, kind).extend(getattr(found, kind))
-            if found.images:
-                by_class[path.name] = sorted(Path(file).relative_to(folder).as_posix() for file in found.images)
-            else:
-                empty.append(path.name)
-        elif is_image_name(path.name) and not is_system_name(path.name):
+        elif is_image_name(path.name) and not path.is_dir() and not is_system_name(path.name):
             strays.append(path)
+    for path in folders_in(folder) if folder.is_dir() else []:
+        if holds_parts(path):
+            raise InputError(f"--data_path {data_path}: {path} holds training and test images of its own; give that "
+                             "folder, or put train/ and test/ above the folders of classes.")
+        found = _files_below(path)
+        left_out.others += found.others
+        left_out.system += found.system
+        left_out.irregular += found.irregular
+        if found.images:
+            by_class[path.name] = sorted(file.removeprefix(before).replace(os.sep, "/") for file in found.images)
+        else:
+            empty.append(path.name)
     if left_out.irregular:
         raise InputError(f"--data_path {data_path}: {min(left_out.irregular)} is named as an image and is no file but "
                          f"a named pipe, a device, or a link to nowhere ({len(left_out.irregular)} in all); remove it, "
@@ -86,7 +88,7 @@ def _files_below(folder: Path) -> _Files:
         seen.add(real)
         with os.scandir(where) as entries:
             for entry in entries:
-                kind = _kind(entry)
+                kind = kind_of(entry)
                 if kind == "folder":
                     (found.system if is_system_name(entry.name) else waiting).append(entry.path)
                 elif not is_system_name(entry.name):
@@ -95,16 +97,6 @@ def _files_below(folder: Path) -> _Files:
                     else:
                         (found.images if kind == "file" else found.irregular).append(entry.path)
     return found
-
-
-def _kind(entry: os.DirEntry) -> str:
-    """`folder`, `file`, or `other`: a pipe, a socket, a device, a link to nowhere or to itself."""
-    try:
-        if entry.is_dir():
-            return "folder"
-        return "file" if entry.is_file() else "other"
-    except OSError:
-        return "other"
 
 
 def _annotated(data_path: str, folder: Path, annotations: Path) -> dict[str, list[str]]:

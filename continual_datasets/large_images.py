@@ -113,7 +113,7 @@ class Decoder:
 
 
 def _end_for_the_parent_only(worker: int) -> None:
-    """Clusters send SIGTERM to every process of a run: the main one stops and saves, and needs its workers till then."""
+    """Clusters send SIGTERM to every process of a run: the main one stops and saves, and needs them till then."""
     if hasattr(signal, "sigwaitinfo"):  # not on a Mac
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()

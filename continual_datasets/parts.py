@@ -47,8 +47,25 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
+def kind_of(entry: os.DirEntry) -> str:
+    """`folder`, `file`, or `other`: a pipe, a socket, a device, a link to nowhere or to itself."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        return "file" if entry.is_file() else "other"
+    except OSError:
+        return "other"
+
+
 def folders_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_system_name(path.name))
+    """Those that may be a class or a part: not a system's, and not a link that leads back to the folder or above it."""
+    with os.scandir(folder) as entries:  # unlike Path.iterdir, it asks the disk for no file
+        found = [Path(entry.path) for entry in entries if kind_of(entry) == "folder" and not is_system_name(entry.name)]
+    return sorted(path for path in found if not _leads_back(path))
+
+
+def _leads_back(path: Path) -> bool:
+    return path.is_symlink() and Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(path))
 
 
 def find_parts(data_path: str, root: Path, kinds: tuple[str, ...] = ("test", "val")) -> Parts | None:
@@ -60,9 +77,8 @@ def find_parts(data_path: str, root: Path, kinds: tuple[str, ...] = ("test", "va
     Raises:
         InputError: one of them holds images and no folders of classes, or it cannot be told which are meant.
     """
-    folders = folders_in(root)
     alike: dict[str, dict[str, list[Path]]] = {}
-    for path in folders:
+    for path in folders_in(root):
         if named := _kind_and_rest(path.name):
             alike.setdefault(named[1], {}).setdefault(named[0], []).append(path)
     pairs = [found for found in alike.values() if "train" in found and any(kind in found for kind in kinds)]
@@ -80,7 +96,8 @@ def find_parts(data_path: str, root: Path, kinds: tuple[str, ...] = ("test", "va
             raise InputError(f"--data_path {data_path}: {part} has no folders of classes in it; give each class a "
                              f"folder of its own there, as in {part.name}/CLASS/1.jpg.")
     used = {train.relative_to(root).parts[0], with_classes[0].relative_to(root).parts[0]}
-    return Parts(root, train, with_classes[0], tuple(path.name for path in folders if path.name not in used))
+    unused = (path.name for path in sorted(root.iterdir()) if path.is_dir() and path.name not in used)
+    return Parts(root, train, with_classes[0], tuple(unused))
 
 
 def find_classes(data_path: str, root: Path, kinds: tuple[str, ...] = ("test", "val")) -> Parts:
@@ -136,5 +153,5 @@ def _inmost(part: Path) -> Path:
 
 def _holds_images(folder: Path) -> bool:
     with os.scandir(folder) as entries:
-        return any(is_image_name(entry.name) and not is_system_name(entry.name) and not entry.is_dir()
+        return any(is_image_name(entry.name) and not is_system_name(entry.name) and kind_of(entry) != "folder"
                    for entry in entries)

@@ -122,14 +122,16 @@ def test_folders_of_systems_are_no_classes_and_add_no_image_to_one(name, tmp_pat
     for root in (tmp_path, tmp_path / "parts" / "train", tmp_path / "parts" / "test"):
         write_files(root, class_folders(CLASSES, 2) | {f"{name}/1.png": b"", f"bee/{name}/deep/2.png": b""})
     write_files(tmp_path / "parts", {f"{name}/train/1.png": b""})
-    for root, notes in ((tmp_path / "parts", 2), (tmp_path, 1)):
+    said = [f"{name} in {tmp_path / 'parts'}: left out beside train and test.", "2 folder(s) of systems or hidden ones",
+            "2 folder(s) of systems or hidden ones"]
+    for root, notes in ((tmp_path / "parts", said), (tmp_path, said[1:2])):
         data = read(root)
         shutil.rmtree(tmp_path / "parts", ignore_errors=True)
         assert data.class_names == tuple(CLASSES)
         assert not any(name in file for images in (data.train, data.test) for file in images.names_N)
-        assert len(data.notes) == notes
-        assert data.notes[0].startswith("2 folder(s) of systems or hidden ones in ")
-        assert name in data.notes[0]
+        for note, begins in zip(data.notes, notes, strict=True):
+            assert note.startswith(begins)
+            assert name in note
 
 
 def test_files_that_are_no_images_are_counted_and_hidden_ones_are_not(tmp_path):
@@ -148,7 +150,10 @@ def test_circles_of_links(tmp_path):
     (tmp_path / "ant" / "loop").symlink_to("..")
     (tmp_path / "bee" / "self").symlink_to(".")
     (tmp_path / "cat" / "itself").symlink_to("itself")
+    (tmp_path / "all").symlink_to(".")  # no class, and nor is the next
+    (tmp_path / "above").symlink_to("..")
     data = read(tmp_path)
+    assert data.class_names == tuple(CLASSES)
     assert len(data.train) + len(data.test) == 3 * len(CLASSES)
 
 
