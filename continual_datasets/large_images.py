@@ -4,6 +4,7 @@ Each image is cut to the model's input in the worker, by numbers drawn before, a
 workers there are changes nothing but the time. Shapes as in `batches`.
 """
 
+import multiprocessing
 import os
 import signal
 import stat
@@ -93,11 +94,14 @@ class Decoder:
     def _began(self, loader: DataLoader) -> Iterator:
         """The first time that it is asked, a loader starts its processes."""
         try:
+            if self._num_workers:
+                multiprocessing.Lock()  # a full /dev/shm has no room for one: a loader would stop half made, noisily
             with _any_number_of_workers():
                 return iter(loader)
         except OSError as error:
             raise DamagedFileError(f"--num_workers {self._num_workers}: the processes that decode images cannot be "
-                                   f"started ({error}); give fewer, or --num_workers 0.") from error
+                                   f"started ({error}); make room in /dev/shm, give fewer, or --num_workers 0, and go "
+                                   "on with --resume.") from error
 
     def _start(self) -> DataLoader:
         workers: dict = {}

@@ -55,23 +55,43 @@ import torch
 from continual_datasets import Batches
 from continual_datasets.readers import CATALOGUE
 from continual_datasets.transforms import EvalTransform, TrainTransform
+from errors import DamagedFileError
 
 images = CATALOGUE["Split-Folder"](sys.argv[1], False, 0)
 batches = Batches(TrainTransform(224), EvalTransform(224), batch_size=8, seed=0, device=torch.device("cpu"), prefetch=2)
-print(sum(len(batch.labels_B) for part in (images.train, images.test) for batch in batches.evaluation(part)))
+try:
+    print(sum(len(batch.labels_B) for part in (images.train, images.test) for batch in batches.evaluation(part)))
+except DamagedFileError as error:
+    print(error)
+    sys.exit(1)
 """
 
 
-def test_batches_need_no_shared_memory(photos, tmp_path):
-    """A container's /dev/shm may be smaller than a batch: here it is 64 KiB, and a batch more than 1 MB."""
+def in_small_shared_memory(then: str, photos: Path) -> subprocess.CompletedProcess:
+    """Read all photos where /dev/shm has 64 KiB, after the shell's commands `then`."""
     small = ["unshare", "--map-root-user", "--mount", "sh", "-c",
-             'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"', "sh"]
+             f'mount -t tmpfs -o size=64k tmpfs /dev/shm && {then} && exec "$@"', "sh"]
     try:
         able = subprocess.run([*small, "true"], capture_output=True, timeout=20).returncode == 0
     except OSError:
         able = False
     if not able:
         pytest.skip("a /dev/shm of one's own cannot be had here")
-    done = subprocess.run([*small, sys.executable, "-c", READ_ALL, str(photos / "train")], cwd=ROOT, text=True,
+    return subprocess.run([*small, sys.executable, "-c", READ_ALL, str(photos / "train")], cwd=ROOT, text=True,
                           capture_output=True, timeout=60, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+def test_batches_need_no_shared_memory(photos):
+    """A container's /dev/shm may be smaller than a batch, which here has more than 1 MB."""
+    done = in_small_shared_memory("true", photos)
     assert (done.returncode, done.stdout) == (0, "96\n"), done.stderr
+
+
+@pytest.mark.long
+def test_workers_that_cannot_be_started(photos):
+    """They are told what to do through semaphores, for which a full /dev/shm has no room."""
+    done = in_small_shared_memory("{ head -c 100000 /dev/zero > /dev/shm/full || true; }", photos)
+    assert done.returncode == 1
+    assert "--num_workers 2: the processes that decode images cannot be started (" in done.stdout
+    assert "--num_workers 0" in done.stdout
+    assert not done.stderr.replace("head: error writing 'standard output': No space left on device\n", "")
