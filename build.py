@@ -5,6 +5,7 @@ import math
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
@@ -74,6 +75,22 @@ def read_scenario(options: dict[str, Any], processes: Processes) -> Scenario:
 
 def scenario_warnings(options: dict[str, Any], scenario: Scenario) -> list[str]:
     """Of what is allowed and hardly meant."""
+    return _of_absent_classes(scenario) + _of_classes_alone(options, scenario)
+
+
+def _of_absent_classes(scenario: Scenario) -> list[str]:
+    warnings = []
+    for part, what, so in (("train", "training", "it cannot be learned"),
+                           ("test", "test", "no accuracy counts it, as if it were not there")):
+        there = {int(label) for task in scenario.tested for label in np.unique(getattr(task, part).labels_N)}
+        absent = [name for number, name in enumerate(scenario.class_names) if number not in there]
+        if absent:
+            which = ", ".join(absent[:5] + ["…"] * (len(absent) > 5))
+            warnings.append(f"no {what} image of {len(absent)} class(es), {which}: {so}.")
+    return warnings
+
+
+def _of_classes_alone(options: dict[str, Any], scenario: Scenario) -> list[str]:
     alone = [task.index + 1 for task in scenario.tasks if len(task.classes) == 1]
     if not (alone and options["train_mask"] and options["head"] == "linear" and scenario.setting.known_in_training):
         return []

@@ -54,8 +54,13 @@ def main(argv: Sequence[str] | None = None, stop_signals: Sequence[int] = ()) ->
               file=sys.stderr)
         return 130
     except RuntimeError as error:
-        from utils import tells_of_a_lost_process
+        from utils import tells_of_a_lost_process, tells_of_a_lost_worker
 
+        if tells_of_a_lost_worker(error):
+            print("main.py: error: a process that decodes images has ended, as for lack of memory "
+                  f"({str(error).splitlines()[0].strip()}); the same command with --resume continues from the last "
+                  "checkpoint, with fewer --num_workers, or with --num_workers 0, which needs none.", file=sys.stderr)
+            return 1
         if not tells_of_a_lost_process(error):
             raise
         print("main.py: error: another process of this run has ended, or did not answer within --dist_timeout "

@@ -51,7 +51,17 @@ def opening_lines(config: dict[str, Any], scenario: Scenario, note: str = "") ->
         f"{options['num_workers']} batches ahead, pinned memory "
         f"{'on' if options['pin_mem'] and config['device'] != 'cpu' else 'off'}, "
         + (f"writing {options['output_dir']}" if options["output_dir"] else "nothing is written"),
+        _class_line(scenario.class_names),
     ] + [note] * bool(note)
+
+
+def _class_line(names: tuple[str, ...], shown: int = 10) -> str:
+    """Read by who starts a run: a folder that was taken for a class is seen here."""
+    # Names of folders may hold what a terminal cannot print.
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    safe = [(name if name.isprintable() else ascii(name)[1:-1]).encode(encoding, "backslashreplace").decode(encoding)
+            for name in names[:shown]]
+    return f"classes: {', '.join(safe)}" + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def environment_record(device: torch.device) -> dict[str, Any]:

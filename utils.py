@@ -108,6 +108,11 @@ def tells_of_a_lost_process(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL"))
 
 
+def tells_of_a_lost_worker(error: RuntimeError) -> bool:
+    """Whether this is how torch tells that a process that decodes images ended; it may come at any line."""
+    return str(error).startswith("DataLoader worker")
+
+
 @contextmanager
 def main_process_first(processes: Processes) -> Iterator[None]:
     """The body runs in the main process first and in the others after it, so that only one of them fetches files."""

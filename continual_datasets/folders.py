@@ -5,19 +5,22 @@ Files stay where they are; only their names are read here.
 
 import hashlib
 import os
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from continual_datasets.archives import archive_of, is_archive, unpacked
+from continual_datasets.class_files import files_by_class
 from continual_datasets.images import LabelledImages, images_in_files, images_in_memory
 from continual_datasets.large_images import read_picture
+from continual_datasets.parts import Parts, find_classes, find_parts
 from continual_datasets.scenario import Dataset, Sessions
 from errors import InputError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-TRAIN_FOLDERS, TEST_FOLDERS = ("train", "Train", "training"), ("test", "Test", "val", "valid", "validation")
 TEST_SHARE = 0.2
 
 CORE50_TRAIN, CORE50_TEST = (1, 2, 4, 5, 6, 8, 9, 11), (3, 7, 10)
@@ -26,35 +29,31 @@ CORE50_OBJECTS = 50
 
 def read_folder(data_path: str, download: bool = False, seed: int = 0, *, names: tuple[str, ...] = (),
                 layout: str = "train/CLASS/ and test/CLASS/ (or val/CLASS/), or CLASS/", page: str = "",
-                test_folders: tuple[str, ...] = TEST_FOLDERS, inner: str = "") -> Dataset:
+                test_kinds: tuple[str, ...] = ("test", "val"), inner: str = "") -> Dataset:
     """Images in `train/<class>/` and `test/<class>/` (or `val/`), or in `<class>/`, split 80/20 by `seed`.
 
     Args:
         data_path: the folder, or an archive of it; with `names`, also the folder that holds one of these.
         names: what the folder is called where the data set is published.
         layout, page: what to say when it is not there.
+        test_kinds: which of `test` and `val` hold test images, the first first.
         inner: the folder in it that holds the folders of classes, where it has no train/ and test/.
 
     Raises:
-        InputError: no such folder, no images, or classes that differ between training and test.
+        InputError: no such folder, no images, images in no class's folder, or classes that differ between training
+            and test.
     """
-    data = _read_located(data_path, _locate(data_path, download, names, layout, page, test_folders), seed,
-                         test_folders, inner)
+    with _readable(data_path):
+        root = _locate(data_path, download, names, layout, page, test_kinds)
+        parts = find_parts(data_path, root, test_kinds)
+        if not parts and inner and (root / inner).is_dir():
+            root = root / inner
+        parts = parts or find_classes(data_path, root, test_kinds)
+        data = _read_parts(data_path, parts) if parts.train else _read_and_split(data_path, parts.root, seed)
+    if len(data.class_names) == 1:
+        raise InputError(f"--data_path {data_path}: {parts.train or parts.root} holds one class alone, "
+                         f"{data.class_names[0]}/; give each class a folder of its own there.")
     return replace(data, notes=()) if names else data  # published data sets have files beside the images
-
-
-def _read_located(data_path: str, root: Path, seed: int, test_folders: tuple[str, ...], inner: str) -> Dataset:
-    train, test = _part(root, TRAIN_FOLDERS), _part(root, test_folders)
-    if train and test:
-        return _read_parts(data_path, root, train, test)
-    if train or test:
-        raise InputError(f"--data_path {data_path}: {root} has {(train or test).name}/ but no "
-                         f"{(test_folders if train else TRAIN_FOLDERS)[0]}/ beside it; give both, or only "
-                         "folders of classes, which are split 80/20.")
-    if inner and (root / inner).is_dir():
-        root = root / inner
-    by_class, notes = _files_by_class(data_path, root)
-    return _split(data_path, root, by_class, seed, notes)
 
 
 def read_notmnist(data_path: str, download: bool = False, seed: int = 0) -> Dataset:
@@ -74,12 +73,17 @@ def read_notmnist(data_path: str, download: bool = False, seed: int = 0) -> Data
 
 def read_core50(data_path: str, download: bool = False, seed: int = 0) -> Sessions:
     """CORe50's `core50_128x128/s1 … s11/o1 … o50/`: eight sessions to train on, three to test on, 50 objects."""
-    root = _locate(data_path, download, ("core50_128x128",), "core50_128x128/s1 … s11/o1 … o50/*.png",
-                   "https://vlomonaco.github.io/core50/", ())
+    with _readable(data_path):
+        return _read_core50(data_path, _locate(
+            data_path, download, ("core50_128x128",), "core50_128x128/s1 … s11/o1 … o50/*.png",
+            "https://vlomonaco.github.io/core50/", ()))
+
+
+def _read_core50(data_path: str, root: Path) -> Sessions:
     wanted = tuple(f"o{number}" for number in range(1, CORE50_OBJECTS + 1))
 
     def session(number: int) -> tuple[list[str], list[int]]:
-        by_class, _ = _files_by_class(data_path, root / f"s{number}")
+        by_class, _ = files_by_class(data_path, root / f"s{number}")
         if lacking := [name for name in wanted if name not in by_class]:
             raise InputError(f"--data_path {data_path}: no images in {root / f's{number}' / lacking[0]}; CORe50 has "
                              "o1 … o50 in each of s1 … s11.")
@@ -94,7 +98,7 @@ def read_core50(data_path: str, download: bool = False, seed: int = 0) -> Sessio
 
 # ---- finding ----
 def _locate(data_path: str, download: bool, names: tuple[str, ...], layout: str, page: str,
-            test_folders: tuple[str, ...]) -> Path:
+            test_kinds: tuple[str, ...]) -> Path:
     """The folder of the data set, unpacked beside its archive where need be."""
     path = Path(os.path.expanduser(data_path))
     if is_archive(path):
@@ -103,93 +107,65 @@ def _locate(data_path: str, download: bool, names: tuple[str, ...], layout: str,
         if not names or path.absolute().name in names:
             return path
         candidates = [path / name for name in names]
-        found = [folder for folder in candidates if folder.is_dir()]
-        if _part(path, TRAIN_FOLDERS) and _part(path, test_folders):
-            found.append(path)
-        if found:
-            return found[0]
+        for folder in candidates:
+            if folder.is_dir():
+                return folder
+        if find_parts(data_path, path, test_kinds):
+            return path
         for folder in candidates:
             if archive := archive_of(folder):
                 return unpacked(archive)
-    where = "there is no such folder" if not path.is_dir() else f"no {' or '.join(names)} in it"
+    where = f"no {' or '.join(names)} in it"
+    if not path.is_dir():
+        where = "it is neither a folder nor an archive" if path.exists() else "there is no such folder"
     fetch = f", which is not downloaded by {'--download' if download else 'this program'}: see {page}" if page else ""
     raise InputError(f"--data_path {data_path}: {where}; give the folder that holds {layout}{fetch}.")
 
 
-def _part(root: Path, names: tuple[str, ...]) -> Path | None:
-    """The folder of training or test images: one with folders in it, for a class may be called `train`, too."""
-    found = (root / name for name in names if (root / name).is_dir())
-    return next((part for part in found if any(path.is_dir() for path in part.iterdir())), None)
-
-
-def _files_by_class(data_path: str, folder: Path) -> tuple[dict[str, list[str]], tuple[str, ...]]:
-    """Class -> its images' names from `folder` on, both sorted; and a note about files that are no images."""
-    annotations = folder / "val_annotations.txt"
-    if annotations.is_file():  # TinyImagenet's val/images/ is one folder of all classes
-        lines = [line.split("\t") for line in annotations.read_text().splitlines() if "\t" in line]
-        return {name: sorted(f"images/{line[0]}" for line in lines if line[1] == name)
-                for name in sorted({line[1] for line in lines})}, ()
-    by_class: dict[str, list[str]] = {}
-    others: list[str] = []
-    empty: list[str] = []
-    entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    for path in entries:
-        if path.name.startswith((".", "__MACOSX")):
-            continue
-        if not path.is_dir():
-            others += [str(path)] * path.name.lower().endswith(IMAGE_SUFFIXES)
-            continue
-        if _part(path, TRAIN_FOLDERS) and _part(path, TEST_FOLDERS):
-            raise InputError(f"--data_path {data_path}: {path} holds training and test images of its own; give that "
-                             "folder.")
-        found = _files_below(path)
-        images = [file for file in found if file.lower().endswith(IMAGE_SUFFIXES)]
-        others += [file for file in found if not file.lower().endswith(IMAGE_SUFFIXES)]
-        if images:
-            by_class[path.name] = sorted(Path(file).relative_to(folder).as_posix() for file in images)
-        else:
-            empty.append(path.name)
-    if not by_class:
-        raise InputError(f"--data_path {data_path}: no folder of images (*{' *'.join(IMAGE_SUFFIXES)}) in {folder}; "
-                         "give each class a folder of its own.")
-    notes = []
-    if others:
-        notes.append(f"{len(others)} file(s) in {folder} are no images by their ending, or in no class's folder, and "
-                     f"are left out, {min(others)} first.")
-    if empty:
-        notes.append(f"{', '.join(empty[:5])} in {folder}: no images by their ending, and so no class.")
-    return by_class, tuple(notes)
-
-
-def _files_below(folder: Path) -> list[str]:
-    """All files in it and its folders, also those that links lead to; of a circle of links, each folder once."""
-    seen, found = set(), []
-    for where, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(where)
-        if real in seen or os.path.realpath(folder).startswith(real + os.sep):
-            folders.clear()
-            continue
-        seen.add(real)
-        found += [os.path.join(where, file) for file in files if not file.startswith(".")]
-    return found
+@contextmanager
+def _readable(data_path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"--data_path {data_path}: {error.filename or 'a folder in it'} cannot be read "
+                         f"({error.strerror or error}).") from error
 
 
 # ---- training and test ----
-def _read_parts(data_path: str, root: Path, train: Path, test: Path) -> Dataset:
-    (in_train, notes), (in_test, more_notes) = (_files_by_class(data_path, part) for part in (train, test))
-    if differing := sorted(in_train.keys() ^ in_test.keys()):
-        raise InputError(f"--data_path {data_path}: {train.name}/ and {test.name}/ of {root} do not hold the same "
-                         f"classes: only one of them has images of {', '.join(differing[:5])}.")
-    names = tuple(in_train)
-    parts = []
-    for folder, by_class in ((train, in_train), (test, in_test)):
-        parts.append(_image_files(root, [f"{folder.name}/{file}" for name in names for file in by_class[name]],
-                                  [label for label, name in enumerate(names) for _ in by_class[name]]))
-    return Dataset(*parts, names, notes + more_notes)
+def _read_parts(data_path: str, parts: Parts) -> Dataset:
+    (in_train, notes), (in_test, more_notes) = (files_by_class(data_path, part) for part in (parts.train, parts.test))
+    _check_same_classes(data_path, parts, set(in_train), set(in_test))
+    if parts.unused:
+        notes = (f"{', '.join(parts.unused[:5])} in {parts.root}: left out beside {parts.train.name} and "
+                 f"{parts.test.name}.", *notes)
+    names, images = tuple(in_train), []
+    for folder, by_class in ((parts.train, in_train), (parts.test, in_test)):
+        before = folder.relative_to(parts.root).as_posix()
+        images.append(_image_files(parts.root, [f"{before}/{file}" for name in names for file in by_class[name]],
+                                   [label for label, name in enumerate(names) for _ in by_class[name]]))
+    return Dataset(*images, names, notes + more_notes)
 
 
-def _split(data_path: str, root: Path, by_class: dict[str, list[str]], seed: int, notes: tuple[str, ...]) -> Dataset:
+def _check_same_classes(data_path: str, parts: Parts, in_train: set[str], in_test: set[str]) -> None:
+    differing = sorted(in_train ^ in_test)
+    if not differing:
+        return
+    where = f"--data_path {data_path}: {parts.train.name}/ and {parts.test.name}/ of {parts.root} "
+    others = {_plain(name): name for name in in_test - in_train}
+    for name in sorted(in_train - in_test):
+        if other := others.get(_plain(name)):
+            raise InputError(f"{where}call a class {name!r} and {other!r}, which differ only in upper and lower case, "
+                             "blanks, or the way an accent is written; rename one.")
+    raise InputError(f"{where}do not hold the same classes: only one of them has images of {', '.join(differing[:5])}.")
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", " ".join(name.split())).casefold()
+
+
+def _read_and_split(data_path: str, root: Path, seed: int) -> Dataset:
     """A fifth of each class for the test, chosen by (seed, file name) alone: a file more or less moves few others."""
+    by_class, notes = files_by_class(data_path, root)
     parts: dict[str, list[str]] = {"train": [], "test": []}
     labels: dict[str, list[int]] = {"train": [], "test": []}
     for label, (name, files) in enumerate(by_class.items()):

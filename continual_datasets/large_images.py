@@ -4,10 +4,16 @@ Each image is cut to the model's input in the worker, by numbers drawn before, a
 workers there are changes nothing but the time. Shapes as in `batches`.
 """
 
+import multiprocessing
+import os
+import signal
+import stat
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import repeat
 
 import numpy as np
@@ -34,8 +40,11 @@ def read_picture(path: str) -> Image.Image:
         InputError: there is no such file, it cannot be decoded, or its pixels are not 8-bit or 16-bit numbers.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ValueError("it is a named pipe, a device or the like, and no file")  # to open it may wait for ever
         with Image.open(path) as image:
-            if image.mode.startswith("I;16"):
+            # Of a PGM with more than 8 bits, Pillow makes 32-bit numbers from 0 to 65535, whatever its own white is.
+            if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
                 image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
             if image.mode in ("I", "F"):
                 raise ValueError("its pixels are 32-bit numbers, of which nobody knows the white: save it with 8 bits")
@@ -76,23 +85,48 @@ class Decoder:
             for piece_B, piece_BU in zip(index_B.split(PIECE), repeat(None) if draws_BU is None
                                          else draws_BU.split(PIECE), strict=False))
         try:
-            with _any_number_of_workers():
-                made = iter(loader)
+            made = self._began(loader)
             for index_B in positions:
                 yield [_raised(next(made)) for _ in index_B.split(PIECE)]
         finally:
             self._idle.append(loader)
 
+    def _began(self, loader: DataLoader) -> Iterator:
+        """The first time that it is asked, a loader starts its processes."""
+        try:
+            if self._num_workers:
+                multiprocessing.Lock()  # a full /dev/shm has no room for one: a loader would stop half made, noisily
+            with _any_number_of_workers():
+                return iter(loader)
+        except OSError as error:
+            raise DamagedFileError(f"--num_workers {self._num_workers}: the processes that decode images cannot be "
+                                   f"started ({error}); make room in /dev/shm, give fewer, or --num_workers 0, and go "
+                                   "on with --resume.") from error
+
     def _start(self) -> DataLoader:
         workers: dict = {}
         if self._num_workers:
-            workers = {"num_workers": self._num_workers, "prefetch_factor": PIECES_AHEAD, "persistent_workers": True}
+            workers = {"num_workers": self._num_workers, "prefetch_factor": PIECES_AHEAD, "persistent_workers": True,
+                       "worker_init_fn": _end_for_the_parent_only}
             if sys.platform == "linux":  # started in no time, and main.py is not imported again
                 workers["multiprocessing_context"] = "fork"
         with _any_number_of_workers():
             # A generator of its own, for torch's would be drawn from; what it draws is used by nothing.
             return DataLoader(self._cutter, batch_size=None, sampler=_Orders(), collate_fn=_as_it_is,
                               pin_memory=self._pin_memory, generator=torch.Generator(), **workers)
+
+
+def _end_for_the_parent_only(worker: int) -> None:
+    """Clusters send SIGTERM to every process of a run: the main one stops and saves, and needs them till then."""
+    if hasattr(signal, "sigwaitinfo"):  # not on a Mac
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 @contextmanager
@@ -118,23 +152,40 @@ class _Cutter(TorchDataset):
     def __init__(self, train_transform: TrainTransform, eval_transform: EvalTransform):
         self.train_transform, self.eval_transform = train_transform, eval_transform
 
-    def __getitem__(self, order: tuple[list[str], np.ndarray | None]) -> Tensor | str:
+    def __getitem__(self, order: tuple[list[str], np.ndarray | None]) -> "_Piece | str":
         paths, draws_BU = order
         try:
             pictures = map(read_picture, paths)
             if draws_BU is None:
-                return torch.stack([self.eval_transform.of_picture(picture) for picture in pictures])
-            return torch.stack([self.train_transform.of_picture(picture, draws_U)
-                                for picture, draws_U in zip(pictures, torch.from_numpy(draws_BU), strict=True)])
+                cut = [self.eval_transform.of_picture(picture) for picture in pictures]
+            else:
+                cut = [self.train_transform.of_picture(picture, draws_U)
+                       for picture, draws_U in zip(pictures, torch.from_numpy(draws_BU), strict=True)]
+            return _Piece(torch.stack(cut).numpy())
         except InputError as error:
             return str(error)  # an exception would come out with the worker's stack in its text
 
 
-def _as_it_is(made: Tensor | str) -> Tensor | str:
+@dataclass(frozen=True)
+class _Piece:
+    """Pixels on their way from a worker, through a pipe: torch would send a tensor through /dev/shm, which in a
+    container is often smaller than a few batches, and then nobody tells the program that waits."""
+
+    pixels_BCHW: np.ndarray
+
+    def tensor(self) -> Tensor:
+        return torch.from_numpy(self.pixels_BCHW)
+
+    def pin_memory(self) -> Tensor:
+        """Called by the DataLoader's thread, where `pin_memory` is set."""
+        return self.tensor().pin_memory()
+
+
+def _as_it_is(made: _Piece | str) -> _Piece | str:
     return made
 
 
-def _raised(made: Tensor | str) -> Tensor:
+def _raised(made: Tensor | _Piece | str) -> Tensor:
     if isinstance(made, str):
         raise DamagedFileError(made)
-    return made
+    return made.tensor() if isinstance(made, _Piece) else made

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from continual_datasets.archives import unpack_into
+from continual_datasets.archives import unpack_gz, unpack_into
 from continual_datasets.images import LabelledImages, images_in_files, images_in_memory
 from continual_datasets.scenario import Dataset
 from errors import InputError
 
+TAR_SUFFIXES = (".tar.gz", ".tgz")
+SUFFIXES = (*TAR_SUFFIXES, ".gz", ".mat")  # of all that is published
 NO_DATA_HINT = "or run `python main.py demo_l2p`, which needs no files."
 
 
@@ -55,18 +57,41 @@ def read(data_path: str, download: bool, seed: int = 0, *, of: Published) -> Dat
         raise InputError(f"--data_path {data_path} is no folder; give the one that holds {of.layout}.")
     reader = getattr(torchvision.datasets, of.class_name)
     sources = list(of.sources(reader, root))
-    _obtain(data_path, download, of, sources)
+    _obtain(data_path, download, of, root, sources)
     folder = sources[0].gives[0].parent
     try:
         train, test = (reader(str(root), **part) for part in of.parts)
         names = getattr(train, "classes", None) or range(int(np.max(train.labels)) + 1)  # SVHN has none
-        return Dataset(_images(root, train), _images(root, test), tuple(map(str, names)))
+        data = Dataset(_images(root, train), _images(root, test), tuple(map(str, names)))
     except ImportError as error:
         raise InputError(f"--dataset: {of.title} is read with {error.name}: pip install {error.name}.") from error
+    except FileNotFoundError as error:
+        raise _incomplete(data_path, of, folder, error.filename) from error
     except Exception as error:  # whatever a damaged file makes of torchvision, scipy or pickle
         how = "its checksum differs" if "corrupted" in str(error) else "it cannot be read"
         raise InputError(f"--data_path {data_path}: a file in {folder} is damaged ({how}); remove the folder and use "
                          "--download, or copy it anew.") from error
+    for images in (data.train, data.test):
+        if missing := images.in_files and _first_missing(images):
+            raise _incomplete(data_path, of, folder, missing)
+    return data
+
+
+def _incomplete(data_path: str, of: Published, folder: Path, missing: str) -> InputError:
+    return InputError(f"--data_path {data_path}: {of.title} in {folder} is not complete, {missing} is missing; remove "
+                      "the folder and use --download, or copy it anew.")
+
+
+def _first_missing(images: LabelledImages) -> str | None:
+    """The first file that is not there; every folder is looked into once."""
+    there: dict[str, set[str]] = {}
+    for path in images.paths(np.arange(len(images))):
+        folder, name = os.path.split(path)
+        if folder not in there:
+            there[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in there[folder]:
+            return path
+    return None
 
 
 def _images(root: Path, data: Any) -> LabelledImages:
@@ -84,23 +109,63 @@ def _images(root: Path, data: Any) -> LabelledImages:
 
 
 # ---- files ----
-def _obtain(data_path: str, download: bool, of: Published, sources: list[Source]) -> None:
+def _obtain(data_path: str, download: bool, of: Published, root: Path, sources: list[Source]) -> None:
     """Unpack what is there, fetch what is not."""
-    from torchvision.datasets.utils import check_integrity
-
     wanted = [source for source in sources if not all(path.exists() for path in source.gives)]
-    absent = [source for source in wanted if not check_integrity(str(source.path), source.md5)]
+    found = {source.path: _find(source, root) for source in wanted}
+    absent = [source for source in wanted if found[source.path] is None]
     folder = sources[0].gives[0].parent
     if absent and not download:
         missing = [path for source in absent for path in source.gives if not path.exists()]
+        others = [f", and {path} is not {source.path.name} as it is published (its checksum differs: it is damaged, "
+                  "cut short, or packed anew)" for source in absent for path in _copies(source, root)]
         raise InputError(f"--data_path {data_path}: no {', '.join(path.name for path in missing)} in "
-                         f"{missing[0].parent}; give the folder that holds {of.layout}, add --download to fetch "
-                         f"{of.title} into it, {NO_DATA_HINT}")
+                         f"{missing[0].parent}{''.join(others[:1])}; give the folder that holds {of.layout}, add "
+                         f"--download to fetch {of.title} into it, {NO_DATA_HINT}")
     for source in absent:
         _fetch(data_path, of.title, folder, source)
+        found[source.path] = source.path
     for source in wanted:
-        if source.path not in source.gives:
-            unpack_into(source.path, source.path.parent)
+        _unpack(data_path, source, found[source.path])
+
+
+def _unpack(data_path: str, source: Source, found: Path) -> None:
+    above = source.path.parent
+    if source.path in source.gives:  # it is read as it is, and files stay as their owner called them
+        if found != source.path:
+            raise InputError(f"--data_path {data_path}: {found} is {source.path.name} by its checksum; call it "
+                             f"{source.path}.")
+    elif source.path.name.endswith(TAR_SUFFIXES):
+        above.mkdir(parents=True, exist_ok=True)
+        unpack_into(found, above, holding=[path.relative_to(above).as_posix() for path in source.gives])
+    else:
+        above.mkdir(parents=True, exist_ok=True)
+        unpack_gz(found, source.gives[0])
+
+
+def _find(source: Source, root: Path) -> Path | None:
+    """The file itself, by its checksum, whatever it is called; or the .tar of a .tar.gz, which has none of its own but
+    is used only if all that it gives is in it."""
+    from torchvision.datasets.utils import check_integrity
+
+    copies = _copies(source, root)
+    for path in copies:
+        if check_integrity(str(path), source.md5):
+            return path
+    if source.path.name.endswith(TAR_SUFFIXES):
+        return next((path for path in copies if path.suffix == ".tar"), None)
+    return None
+
+
+def _copies(source: Source, root: Path) -> list[Path]:
+    """Files that may be it, the one of its name first: browsers call a second one `name (1).gz`."""
+    stem = source.path.name
+    for suffix in SUFFIXES:
+        stem = stem.removesuffix(suffix)
+    folders = [folder for folder in dict.fromkeys((source.path.parent, root)) if folder.is_dir()]
+    there = [path for folder in folders for path in sorted(folder.iterdir())
+             if path.name.startswith(stem) and path.is_file() and path not in source.gives]
+    return sorted(there, key=lambda path: path != source.path)
 
 
 def _fetch(data_path: str, title: str, folder: Path, source: Source) -> None:

@@ -87,13 +87,55 @@ def test_a_zip_that_leads_outside_is_refused_and_leaves_nothing(name, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".zip"])
-def test_a_damaged_archive_is_refused_and_leaves_nothing(suffix, tmp_path):
+def test_a_damaged_archive_is_refused_by_its_kind_and_leaves_nothing(suffix, tmp_path):
     archive = tmp_path / f"photos{suffix}"
     (write_zip if suffix == ".zip" else write_tar)(archive, FILES | {"photos/large": bytes(range(256)) * 400})
     archive.write_bytes(archive.read_bytes()[:600])
-    with pytest.raises(InputError, match=r"cannot be unpacked .*; copy it anew"):
+    kind = suffix.split(".")[-1]
+    with pytest.raises(InputError, match=rf"cannot be unpacked \(a \.{kind} by its first bytes, but damaged or cut "
+                                         r"short: [^)]{,80}\); copy it anew"):
         unpacked(archive)
     assert list(tmp_path.iterdir()) == [archive]
+
+
+@pytest.mark.parametrize(("content", "why"), [
+    (b"<!DOCTYPE html>" * 100, "it is no archive by its first bytes"), (b"", "it is empty"),
+    (b"Rar!\x1a\x07\x01\0" + bytes(900), "it is no archive by its first bytes")])
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tgz"])
+def test_what_is_no_archive_is_called_so(suffix, content, why, tmp_path):
+    (tmp_path / f"photos{suffix}").write_bytes(content)
+    with pytest.raises(InputError, match=rf"photos{suffix} cannot be unpacked \({why}\)"):
+        unpacked(tmp_path / f"photos{suffix}")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar.gz", ".tar"])
+@pytest.mark.parametrize("really", [".zip", ".tar.gz", ".tar"])
+def test_an_archive_under_the_ending_of_another(suffix, really, tmp_path):
+    """Also a .tar whose last file is a .zip, and so ends as one."""
+    write_zip(tmp_path / "inner.zip", {"1": b"one"})
+    files = FILES | {"photos/inner.zip": (tmp_path / "inner.zip").read_bytes()}
+    (write_zip if really == ".zip" else write_tar)(tmp_path / f"made{really}", files)
+    (tmp_path / f"made{really}").rename(tmp_path / f"photos{suffix}")
+    assert contents(unpacked(tmp_path / f"photos{suffix}")).keys() == {"ant/1.png", "bee/2.png", "inner.zip"}
+
+
+@pytest.mark.parametrize("name", [".zip", ".tar.gz", "..zip", "...tar"])
+def test_an_archive_without_a_name(name, tmp_path):
+    (tmp_path / "in").mkdir()
+    write_zip(tmp_path / "in" / name, FILES)
+    with pytest.raises(InputError, match=r"has nothing before its ending.*; rename it"):
+        unpacked(tmp_path / "in" / name)
+    assert [path.name for path in (tmp_path / "in").iterdir()] == [name]
+
+
+def test_a_hard_link_to_an_entry_that_is_missing(tmp_path):
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        tar.addfile(entry("photos/first", size=1), io.BytesIO(b"1"))
+        tar.addfile(entry("photos/link", type=tarfile.LNKTYPE, linkname="photos/missing"))
+    with pytest.raises(InputError, match=r"cannot be unpacked \(a \.tar by its first bytes, but damaged .*missing"):
+        unpacked(tmp_path / "photos.tar")
+    assert [path.name for path in tmp_path.iterdir()] == ["photos.tar"]
 
 
 def test_a_folder_that_lacks_something_is_filled_up(tmp_path):

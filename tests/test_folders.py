@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -67,42 +69,136 @@ def test_folders_inside_classes_and_names_in_any_script(tmp_path):
     assert found == ["Bär/2.png", "Bär/2024/été/1.PNG", "犬/1.png", "犬/2.png"]
 
 
-def test_a_class_may_be_called_train(tmp_path):
-    write_files(tmp_path, class_folders(["plane", "test", "train"], 2))
-    assert read(tmp_path).class_names == ("plane", "test", "train")
-    write_files(tmp_path / "parts" / "train", class_folders(["plane", "train"], 2))
-    write_files(tmp_path / "parts" / "test", class_folders(["plane", "train"], 2))
-    assert read(tmp_path / "parts").class_names == ("plane", "train")
+@pytest.mark.parametrize("classes", [["car", "plane", "train"], ["invalid", "valid"], ["bullet_train", "dog"],
+                                     ["test_tube", "train_station", "zoo"]])
+def test_a_class_may_be_called_as_a_part_is(classes, tmp_path):
+    write_files(tmp_path / "together", class_folders(classes, 2))
+    assert read(tmp_path / "together").class_names == tuple(classes)
+    for part in ("train", "test"):
+        write_files(tmp_path / "apart" / part, class_folders(classes, 2))
+    assert read(tmp_path / "apart").class_names == tuple(classes)
+
+
+PARTS = {  # where the training and the test images of each class lie
+    "capitals": ("TRAIN", "TEST"), "other words": ("Training", "Testing"), "sets": ("Training Set", "Test-Set"),
+    "prefixes": ("seg_train", "seg_test"), "suffixes": ("train_seg", "val_seg"), "years": ("train2017", "val2017"),
+    "dev": ("train", "dev"), "valid": ("Train", "valid"), "evaluation": ("training", "evaluation"),
+    "one level more": ("archive/train", "archive/test"), "their names twice": ("x_train/x_train", "x_test/x_test"),
+    "all of it": ("archive/x_train/x_train", "archive/x_test/x_test"), "images": ("train/images", "test/images"),
+    "uneven": ("train/images", "test"),
+}
+
+
+@pytest.mark.parametrize("case", PARTS)
+def test_parts_are_found_by_the_usual_words(case, tmp_path):
+    train, test = PARTS[case]
+    write_files(tmp_path, under(train, class_folders(CLASSES, 3)) | under(test, class_folders(CLASSES, 1))
+                | {"about.txt": b"", "sample.jpg": b"", ".git/x/1.png": b""})
+    (tmp_path / "sample.jpg").unlink(missing_ok=case in ("one level more", "all of it"))
+    data = read(tmp_path)
+    assert data.class_names == tuple(CLASSES)
+    assert (len(data.train), len(data.test), data.split) == (9, 3, None)
+    assert all(Path(path).is_file() for images in (data.train, data.test) for path in images.paths(np.arange(3)))
+
+
+def test_the_part_with_labels_is_taken_and_what_is_unused_is_named(tmp_path):
+    """The test images of many data sets are published without their classes."""
+    write_files(tmp_path, under("train", class_folders(CLASSES, 2)) | under("val", class_folders(CLASSES, 1))
+                | {"test/1.png": b"", "pred/1.png": b""})
+    data = read(tmp_path)
+    assert (len(data.train), len(data.test)) == (6, 3)
+    assert data.notes == (f"pred, test in {tmp_path}: left out beside train and val.",)
+    (tmp_path / "test" / "1.png").unlink()
+    write_files(tmp_path / "test", class_folders(CLASSES, 4))
+    assert len(read(tmp_path).test) == 12
+
+
+SYSTEM = ["$RECYCLE.BIN", "@eaDir", "lost+found", ".@__thumb", "__MACOSX", "System Volume Information", ".git",
+          "FOUND.000", ".ipynb_checkpoints", "#recycle", "@Recycle"]
+
+
+@pytest.mark.parametrize("name", SYSTEM)
+def test_folders_of_systems_are_no_classes_and_add_no_image_to_one(name, tmp_path):
+    for root in (tmp_path, tmp_path / "parts" / "train", tmp_path / "parts" / "test"):
+        write_files(root, class_folders(CLASSES, 2) | {f"{name}/1.png": b"", f"bee/{name}/deep/2.png": b""})
+    write_files(tmp_path / "parts", {f"{name}/train/1.png": b""})
+    said = [f"{name} in {tmp_path / 'parts'}: left out beside train and test.", "2 folder(s) of systems or hidden ones",
+            "2 folder(s) of systems or hidden ones"]
+    for root, notes in ((tmp_path / "parts", said), (tmp_path, said[1:2])):
+        data = read(root)
+        shutil.rmtree(tmp_path / "parts", ignore_errors=True)
+        assert data.class_names == tuple(CLASSES)
+        assert not any(name in file for images in (data.train, data.test) for file in images.names_N)
+        for note, begins in zip(data.notes, notes, strict=True):
+            assert note.startswith(begins)
+            assert name in note
 
 
 def test_files_that_are_no_images_are_counted_and_hidden_ones_are_not(tmp_path):
     write_files(tmp_path, class_folders(CLASSES, 2) | {
-        "ant/IMG_1.HEIC": b"", "ant/notes.txt": b"", "bee/.DS_Store": b"", "__MACOSX/bee/._1.png": b"",
-        ".cache/1.png": b"", "readme.txt": b"", "empty/note.txt": b""})
+        "ant/IMG_1.HEIC": b"", "ant/notes.txt": b"", "bee/.DS_Store": b"", "bee/._1.png": b"", "readme.txt": b"",
+        ".hidden.png": b"", "empty/note.txt": b""})
     data = read(tmp_path)
     assert data.class_names == tuple(CLASSES)
     note, classless = data.notes
-    assert note.startswith(f"3 file(s) in {tmp_path} are no images by their ending, or in no class's folder")
+    assert note.startswith(f"3 file(s) in {tmp_path} are no images by their ending and are left out, ")
     assert classless == f"empty in {tmp_path}: no images by their ending, and so no class."
 
 
-def test_a_photo_in_no_class_and_a_circle_of_links(tmp_path):
-    write_files(tmp_path, class_folders(CLASSES, 3) | {"stray.JPG": b""})
+def test_circles_of_links(tmp_path):
+    write_files(tmp_path, class_folders(CLASSES, 3))
     (tmp_path / "ant" / "loop").symlink_to("..")
     (tmp_path / "bee" / "self").symlink_to(".")
+    (tmp_path / "cat" / "itself").symlink_to("itself")
+    (tmp_path / "all").symlink_to(".")  # no class, and nor is the next
+    (tmp_path / "above").symlink_to("..")
     data = read(tmp_path)
+    assert data.class_names == tuple(CLASSES)
     assert len(data.train) + len(data.test) == 3 * len(CLASSES)
-    (note,) = data.notes
-    assert note.startswith("1 file(s) in ")
-    assert "stray.JPG" in note
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def make_socket(path: Path) -> None:
+    here = os.getcwd()
+    os.chdir(path.parent)  # the names of sockets are short
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(path.name)
+    os.chdir(here)
+
+
+IRREGULAR = {"pipe": make_pipe, "socket": make_socket, "device": lambda path: path.symlink_to("/dev/zero"),
+             "link to nowhere": lambda path: path.symlink_to("nowhere.jpg"),
+             "link to itself": lambda path: path.symlink_to(path.name)}
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", IRREGULAR)
+def test_only_files_are_opened(kind, tmp_path):
+    """To open a pipe that nobody writes to waits for ever."""
+    write_files(tmp_path, class_folders(CLASSES, 3))
+    path = tmp_path / "bee" / "x.jpg"
+    IRREGULAR[kind](path)
+    with pytest.raises(InputError, match=f"^--data_path .*{path} is named as an image and is no file but"):
+        read(tmp_path)
+    with pytest.raises(InputError, match=f"^--data_path: {path} cannot be read as an image"):
+        read_picture(str(path))
 
 
 def test_a_folder_too_high_is_no_class(tmp_path):
-    write_files(tmp_path / "above" / "mine" / "train", class_folders(CLASSES, 3))
-    write_files(tmp_path / "above" / "mine" / "validation", class_folders(CLASSES, 3))
+    for name in ("mine", "other"):
+        write_files(tmp_path / "above" / name / "train", class_folders(CLASSES, 3))
+        write_files(tmp_path / "above" / name / "validation", class_folders(CLASSES, 3))
     with pytest.raises(InputError, match="mine holds training and test images of its own; give that folder"):
         read(tmp_path / "above")
     assert read(tmp_path / "above" / "mine").class_names == tuple(CLASSES)
+
+
+def test_one_folder_of_classes_is_found_a_level_further_down(tmp_path):
+    write_files(tmp_path, under("photos/all", class_folders(CLASSES, 5)))
+    assert read(tmp_path).split == read(tmp_path / "photos" / "all").split
 
 
 def test_an_archive_with_files_beside_its_folder(tmp_path):
@@ -110,6 +206,29 @@ def test_an_archive_with_files_beside_its_folder(tmp_path):
     files = under("CUB_200_2011/images", class_folders(CLASSES, 5)) | {"attributes.txt": b"", "other/1.txt": b""}
     write_tar(tmp_path / "CUB_200_2011.tgz", files)
     assert read(tmp_path, "Split-CUB200").class_names == tuple(CLASSES)
+
+
+ENDINGS = [".avif", ".jfif", ".mpo", ".jp2", ".JPE", ".pbm", ".dib", ".tga", ".apng"]
+
+
+def test_images_by_every_ending_that_pillow_reads(tmp_path):
+    grey = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        for ending in ENDINGS:
+            (grey.convert("1") if ending == ".pbm" else grey.convert("RGB")).save(tmp_path / name / f"x{ending}")
+    data = read(tmp_path)
+    assert len(data.train) + len(data.test) == 2 * len(ENDINGS)
+    assert not data.notes
+    for images in (data.train, data.test):
+        assert {read_picture(path).size for path in images.paths(np.arange(len(images)))} == {(16, 16)}
+
+
+def test_a_grey_pgm_of_sixteen_bits_is_scaled(tmp_path):
+    (tmp_path / "grey.pgm").write_bytes(b"P5 3 1 65535\n" + np.array([255, 30_000, 65_535], ">u2").tobytes())
+    assert np.array(read_picture(str(tmp_path / "grey.pgm")))[..., 0].tolist() == [[0, 117, 255]]
+    (tmp_path / "grey.pgm").write_bytes(b"P5 3 1 4095\n" + np.array([0, 2048, 4095], ">u2").tobytes())
+    assert np.array(read_picture(str(tmp_path / "grey.pgm")))[..., 0].tolist() == [[0, 128, 255]]
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
@@ -131,21 +250,45 @@ def test_more_than_eight_bits(mode, tmp_path):
 def test_an_archive_is_as_good_as_the_folder(suffix, tmp_path):
     write_files(tmp_path / "plain", class_folders(CLASSES, 5))
     if suffix == ".zip":
-        import shutil
-
         shutil.make_archive(str(tmp_path / "photos"), "zip", tmp_path / "plain")
     else:
         write_tar(tmp_path / "photos.tar.gz", under("photos", class_folders(CLASSES, 5)))
     assert read(tmp_path / f"photos{suffix}").split == read(tmp_path / "plain").split
 
 
+FLAT = {"1.png": b"", "2.png": b""}
 REFUSED = {
     "no classes": ({"1.png": b""}, r"no folder of images \(\*\.jpg .* in .*; give each class a folder of its own"),
     "nothing": ({}, "no folder of images"),
     "no test": (under("train", class_folders(CLASSES, 2)), "has train/ but no test/ beside it"),
     "no train": (under("val", class_folders(CLASSES, 2)), "has val/ but no train/ beside it"),
+    "no test, a prefix": (under("seg_train", class_folders(CLASSES, 2)), "has seg_train/ but no test/ beside it"),
+    "unlabelled images beside classes": (class_folders(CLASSES, 2) | under("Test", FLAT), "has Test/ but no train/"),
+    "parts without classes": (under("train", FLAT) | under("test", FLAT), "train has no folders of classes in it"),
+    "capitals without classes": (under("TRAIN", FLAT) | under("TEST", FLAT), "TRAIN has no folders of classes in it"),
+    "parts without classes, and classes": (
+        class_folders(CLASSES, 2) | under("train", FLAT) | under("test", FLAT), "train has no folders of classes"),
+    "test without classes": (under("train", class_folders(CLASSES, 2)) | under("test", FLAT),
+                             "test has no folders of classes in it; give each class a folder of its own there"),
+    "two of them": (under("train", class_folders(CLASSES, 2)) | under("Train", class_folders(CLASSES, 2))
+                    | under("test", class_folders(CLASSES, 2)), "has Train, train, test, and it cannot be told which"),
+    "two pairs": (under("a_train", class_folders(CLASSES, 2)) | under("a_test", class_folders(CLASSES, 2))
+                  | under("b_train", FLAT) | under("b_test", FLAT), "cannot be told which"),
+    "parts in classes": (under("ant/train", FLAT) | under("ant/test", FLAT) | under("bee/train", FLAT)
+                         | under("bee/test", FLAT), "ant holds training and test images of its own"),
+    "a stray image": (class_folders(CLASSES, 2) | {"stray.JPG": b""}, "stray.JPG is an image in no class's folder"),
+    "a stray training image": (
+        under("train", class_folders(CLASSES, 2) | {"stray.JPG": b""}) | under("test", class_folders(CLASSES, 2)),
+        "stray.JPG is an image in no class's folder"),
+    "one class": (under("images", FLAT), "holds one class alone, images/"),
+    "one class in parts": (under("train/images", FLAT) | under("test/images", FLAT), "holds one class alone, images/"),
     "other classes": (under("train", class_folders(CLASSES, 2)) | under("test", class_folders(CLASSES[:2], 2)),
                       "do not hold the same classes: only one of them has images of cat"),
+    "other capitals": (under("train", class_folders(["Cat", "dog"], 2))
+                       | under("test", class_folders(["cat", "dog"], 2)),
+                       "call a class 'Cat' and 'cat', which differ only in upper and lower case"),
+    "other accents": (under("train", class_folders(["\xe9t\xe9", "dog"], 2))
+                      | under("test", class_folders(["e\u0301te\u0301", "dog"], 2)), "the way an accent is written"),
     "one image": (class_folders(CLASSES, 2) | class_folders(["dog"], 1), "dog holds one image; a class needs one to"),
 }
 
@@ -242,6 +385,25 @@ def test_tinyimagenet_as_published(tmp_path):
     assert data.test.names_N.tolist() == [f"val/images/val_{n}.JPEG" for n in (0, 3, 1, 4, 2, 5)]
     assert data.test.labels_N.tolist() == [0, 0, 1, 1, 2, 2]
     assert not data.notes, "its lists of boxes are as published"
+
+
+ANNOTATIONS = {
+    "another encoding": ("val_0.JPEG\tn01443537\t\xe9t\xe9\n".encode("latin-1"), "cannot be read as a text file"),
+    "cut short": (f"val_0.JPEG\t{WNIDS[0]}\n".encode(), "do not belong together: only one of them has val_1.JPEG"),
+    "empty": (b"", "do not belong together"),
+    "another folder": (f"../train/1.JPEG\t{WNIDS[0]}\n".encode(), "do not belong together"),
+}
+
+
+@pytest.mark.parametrize("case", ANNOTATIONS)
+def test_annotations_that_cannot_be_used(case, tmp_path):
+    content, message = ANNOTATIONS[case]
+    files = {f"train/{wnid}/images/{wnid}.JPEG": b"" for wnid in WNIDS}
+    files |= {f"val/images/val_{n}.JPEG": b"" for n in "01"}
+    write_files(tmp_path / "tiny-imagenet-200", files | {"val/val_annotations.txt": content})
+    with pytest.raises(InputError, match=f"^--data_path .*val_annotations.txt .*{message}") as caught:
+        read(tmp_path, "Split-TinyImagenet")
+    assert "\n" not in str(caught.value)
 
 
 LETTERS = list("ABCDEFGHIJ")

@@ -1,7 +1,9 @@
 """torchvision's data sets, in the files they are published as, read by its own classes with other md5 lists only."""
 
 import functools
+import gzip
 import importlib.util
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -107,15 +109,96 @@ def test_a_damaged_file_is_refused(name, file, monkeypatch, tmp_path):
         CATALOGUE[name](str(tmp_path), False, 0)
 
 
+def damaged(content: bytes) -> bytes:
+    return content[:500] + bytes([content[500] ^ 1]) + content[501:] if len(content) > 500 else content + b"\0"
+
+
+@pytest.mark.parametrize("change", [damaged, lambda content: content[:len(content) // 2], lambda content: b""],
+                         ids=["damaged", "cut short", "empty"])
 @pytest.mark.parametrize("archive", ["cifar-10-python.tar.gz", "MNIST/raw/train-labels-idx1-ubyte.gz"])
-def test_an_archive_with_another_checksum_is_not_unpacked(archive, monkeypatch, tmp_path):
+@pytest.mark.parametrize("renamed", [False, True])
+def test_an_archive_with_another_checksum_is_named_and_not_unpacked(renamed, archive, change, monkeypatch, tmp_path):
     published.write_cifar10(tmp_path, archive=True)
     published.write_mnist(tmp_path)
     accept(monkeypatch, tmp_path)
-    (tmp_path / archive).write_bytes((tmp_path / archive).read_bytes() + b"\0")
+    path = tmp_path / archive
+    path.write_bytes(change(path.read_bytes()))
+    if renamed:
+        path = path.rename(path.with_name(path.name.replace(".", " (1).", 1)))
     name = "Split-MNIST" if "MNIST" in archive else "Split-CIFAR10"
-    with pytest.raises(InputError, match="add --download to fetch"):
+    with pytest.raises(InputError) as caught:
         CATALOGUE[name](str(tmp_path), False, 0)
+    message = str(caught.value)
+    assert f", and {path} is not {Path(archive).name} as it is published (its checksum differs" in message
+    assert "add --download to fetch" in message
+    assert not list(tmp_path.rglob("data_batch_1")) + list(tmp_path.rglob("train-labels-idx1-ubyte"))
+
+
+PACKED = {  # catalogue name -> what writes it, the file that it is published as
+    "Split-CIFAR10": (functools.partial(published.write_cifar10, archive=True), "cifar-10-python.tar.gz"),
+    "Split-MNIST": (published.write_mnist, "MNIST/raw/t10k-labels-idx1-ubyte.gz"),
+    "Split-Flowers102": (published.write_flowers102, "flowers-102/102flowers.tgz"),
+    "Split-Food101": (published.write_food101, "food-101.tar.gz"),
+    "Split-DTD": (published.write_dtd, "dtd/dtd-r1.0.1.tar.gz"),
+}
+
+
+def write_packed(name: str, monkeypatch, root: Path) -> Path:
+    PACKED[name][0](root)
+    accept(monkeypatch, root)
+    if name == "Split-CIFAR10":  # the sums of the files in the archive
+        published.write_cifar10(root.with_name("unpacked"))
+        lists = site().md5_lists(torchvision.datasets, root.with_name("unpacked"))
+        for attribute in ("train_list", "test_list", "meta"):
+            monkeypatch.setattr(torchvision.datasets.CIFAR10, attribute, lists["CIFAR10", attribute])
+    return root / PACKED[name][1]
+
+
+WAYS = {
+    "renamed by a browser": lambda path, root: path.rename(path.with_name(f"{path.stem} (1){path.suffix}")),
+    "renamed by another": lambda path, root: path.rename(
+        path.with_name(path.name.replace(".tar.gz", " (1).tar.gz").replace("ubyte.gz", "ubyte-2.gz"))),
+    "in the folder above": lambda path, root: path.rename(root / path.name),
+    "its .gz undone": lambda path, root: gunzipped(path),
+}
+
+
+def gunzipped(path: Path) -> None:
+    target = path.with_name(path.name.removesuffix(".gz").replace(".tgz", ".tar"))
+    target.write_bytes(gzip.decompress(path.read_bytes()))
+    path.unlink()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", PACKED)
+def test_an_archive_is_used_where_that_is_safe(name, way, monkeypatch, tmp_path):
+    archive = write_packed(name, monkeypatch, tmp_path / "data")
+    WAYS[way](archive, tmp_path / "data")
+    before = {path for path in (tmp_path / "data").rglob("*") if path.is_file()}
+    data = CATALOGUE[name](str(tmp_path / "data"), False, 0)
+    assert len(data.train) > 0
+    assert before <= set((tmp_path / "data").rglob("*")), "files stay where they are"
+
+
+def test_a_file_that_is_read_as_it_is_has_to_be_called_so(monkeypatch, tmp_path):
+    published.write_svhn(tmp_path)
+    accept(monkeypatch, tmp_path)
+    (tmp_path / "test_32x32.mat").rename(tmp_path / "test_32x32 (1).mat")
+    with pytest.raises(InputError, match=r"test_32x32 \(1\).mat is test_32x32.mat by its checksum; call it .*32.mat"):
+        CATALOGUE["Split-SVHN"](str(tmp_path), False, 0)
+
+
+@pytest.mark.parametrize("name", ["Split-CIFAR10", "Split-DTD", "Split-Food101", "Split-Flowers102"])
+def test_a_tar_that_lacks_something_is_not_used(name, monkeypatch, tmp_path):
+    """Half of a .tar, ending where an entry ends, looks whole."""
+    archive = write_packed(name, monkeypatch, tmp_path / "data")
+    gunzipped(archive)
+    (path,) = (tmp_path / "data").rglob("*.tar")
+    with tarfile.open(path) as tar:
+        entries = tar.getmembers()
+    path.write_bytes(path.read_bytes()[:entries[len(entries) * 2 // 3].offset])
+    with pytest.raises(InputError, match=r"^--data_path.*(it lacks|is not complete, .* is missing)"):
+        CATALOGUE[name](str(tmp_path / "data"), False, 0)
 
 
 def test_cifar10_is_read_from_its_archive(monkeypatch, tmp_path):

@@ -1,6 +1,8 @@
 """From data sets to tasks: uneven ones, class orders, several data sets, and what depends on files is written down."""
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +11,13 @@ import torch
 from fixtures import write_npz
 from published import class_folders, write_files
 
+from build import scenario_warnings
 from continual_datasets import LabelledImages, build_scenario, images_in_memory
 from continual_datasets.class_orders import read_class_order
 from continual_datasets.readers import CATALOGUE, FIVE_DATASETS, names_of
-from continual_datasets.scenario import Dataset, class_order, one_task_each, split_by_class
+from continual_datasets.scenario import Dataset, Scenario, class_order, one_task_each, split_by_class
 from errors import InputError
+from records import opening_lines
 
 
 def dataset(classes: int, size: int = 4, name: str = "name") -> Dataset:
@@ -153,3 +157,38 @@ def test_what_a_split_drew_is_in_the_record(tmp_path):
     assert len(record["splits"]["Split-Folder"]["train"]) == 8
     assert json.loads(json.dumps(record)) == record
     assert build(write_npz(Path(tmp_path / "data.npz")), num_tasks=2).record == {}
+
+
+# ---- what is said of classes ----
+def lacking(part: str, classes: list[int]) -> Dataset:
+    data = dataset(12)
+    images = getattr(data, part)
+    return replace(data, **{part: images.take(~np.isin(images.labels_N, classes))})
+
+
+@pytest.mark.parametrize(("part", "what"), [("train", "training"), ("test", "test")])
+def test_classes_without_images_are_named(part, what):
+    """An average over the others would pass for one over all."""
+    options = {"train_mask": True, "head": "linear"}
+    order = list(range(12))
+    assert scenario_warnings(options, split_by_class(dataset(12), 3, order)) == []
+    (warning,) = scenario_warnings(options, split_by_class(lacking(part, [5]), 3, order))
+    assert warning.startswith(f"no {what} image of 1 class(es), name 5: ")
+    (warning,) = scenario_warnings(options, split_by_class(lacking(part, [0, 1, 2, 4, 5, 8]), 3, order))
+    assert warning.startswith(f"no {what} image of 6 class(es), name 0, name 1, name 2, name 4, name 5, …: ")
+
+
+def last_opening_line(names: tuple[str, ...]) -> str:
+    options = dict.fromkeys(("prompt_method", "prompt_pool", "seed", "compile", "num_workers", "pin_mem", "output_dir"))
+    config = {"experiment": "any", "options": options, "protocol": "any", "world_size": 1, "device": "cpu",
+              "precision": "fp32", "model": {"name": "any", "parameters": 1, "trainable_parameters": 1}}
+    return opening_lines(config, Scenario((), names))[-1]
+
+
+def test_a_run_begins_by_naming_its_classes(monkeypatch):
+    assert last_opening_line(("ant", "B\xe4r", "\u72ac")) == "classes: ant, B\xe4r, \u72ac"
+    assert last_opening_line(tuple(map(str, range(10)))) == "classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+    assert last_opening_line(tuple(map(str, range(100)))) == "classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 90 more"
+    assert last_opening_line(("two\nlines", "\udce9")) == r"classes: two\nlines, \udce9"
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert last_opening_line(("ant", "B\xe4r")) == r"classes: ant, B\xe4r"
