@@ -101,6 +101,8 @@ def with_saved_options(command: Command) -> Command:
     folder = command.options["output_dir"]
     if not folder or not (command.options["eval"] or (command.options["resume"] and run_folder.holds_run(folder))):
         return command
+    from continual_datasets.class_orders import is_drawn
+
     mode = "--eval" if command.options["eval"] else "--resume"
     config = run_folder.read_config(folder)
     check_saved(config, f"{folder}/config.json")
@@ -114,7 +116,7 @@ def with_saved_options(command: Command) -> Command:
         if command.options["precision"] == "auto":
             command.given.pop("precision", None)
     orders = [values.get("class_order") or "seed" for values in (saved, command.given)]
-    if not any(order.startswith("seed") for order in orders):
+    if not any(map(is_drawn, orders)):
         free.add("class_order")  # a file that was moved: its content is compared with scenario.json
     changed = [f"--{name} {value}" for name, value in command.given.items()
                if name not in free and value != saved[name]]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import InputError
+from paths import outside_path
 from utils import load_checkpoint, write_atomically
 
 RUN_FILES = ("config.json", "scenario.json", "log.jsonl", "accuracy_matrix.csv", "summary.json", "eval_summary.json",
@@ -42,7 +43,7 @@ def holds_run(output_dir: str) -> bool:
 
 def check_writable(output_dir: str) -> None:
     """Raise InputError unless files can be made in `output_dir`, which need not exist yet. Makes nothing."""
-    path = Path(output_dir).absolute()
+    path = outside_path("--output_dir", output_dir).absolute()
     nearest = next(p for p in (path, *path.parents) if p.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"--output_dir {output_dir}: no files can be made in {nearest}; name another folder.")
