@@ -148,6 +148,7 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
     import outputs
     import run_folder
     from build import build_batches, build_recipe, check_optimizer, check_recipe, read_scenario, scenario_warnings
+    from continual_datasets import manifest_bytes
     from engine import Continual
     from interruption import STOP_SIGNALS, StopRequest
     from models import QueryCache, build_model, resolve_model_name
@@ -212,6 +213,7 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
             reporter.say(line)
         if processes.is_main and trains:
             outputs.write_scenario(options["output_dir"], scenario.record)
+            outputs.write_manifest(options["output_dir"], manifest_bytes(scenario))
             if scenario.stream:
                 outputs.plot_stream(options["output_dir"], scenario.stream)
 

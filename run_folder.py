@@ -14,11 +14,11 @@ from errors import InputError
 from paths import outside_path
 from utils import load_checkpoint, write_atomically
 
-RUN_FILES = ("config.json", "scenario.json", "log.jsonl", "accuracy_matrix.csv", "summary.json", "eval_summary.json",
-             "eval_accuracy_matrix.csv", "checkpoint", "tensorboard", "plots")
+RUN_FILES = ("config.json", "scenario.json", "manifest.json.gz", "log.jsonl", "accuracy_matrix.csv", "summary.json",
+             "eval_summary.json", "eval_accuracy_matrix.csv", "checkpoint", "tensorboard", "plots")
 UNITS = ("task", "session", "episode")
-RUN_PATTERNS = ("scenario.json", "log.jsonl", "*accuracy_matrix.csv", "summary.json", "eval_summary.json",
-                *(f"checkpoint/{unit}*.pth" for unit in UNITS), "checkpoint/last.pth", "checkpoint/previous.pth",
+RUN_PATTERNS = ("scenario.json", "manifest.json.gz", "log.jsonl", "*accuracy_matrix.csv", "summary.json",
+                "eval_summary.json", *(f"checkpoint/{unit}*.pth" for unit in UNITS), "checkpoint/last.pth", "checkpoint/previous.pth",
                 "checkpoint/.*.tmp", ".*.tmp", "tensorboard/events.out.tfevents.*", "plots/*.png", "speed.json")
 
 

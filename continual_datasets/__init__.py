@@ -6,6 +6,7 @@ from typing import Any
 from continual_datasets.batches import Batch, Batches
 from continual_datasets.class_orders import is_drawn, read_class_order
 from continual_datasets.images import LabelledImages, images_in_files, images_in_memory
+from continual_datasets.manifest import manifest_bytes
 from continual_datasets.readers import CATALOGUE, names_of
 from continual_datasets.replay import with_replay
 from continual_datasets.scenario import (
@@ -24,7 +25,7 @@ from continual_datasets.streams import GaussianSchedule, gaussian_stream
 from errors import InputError
 
 __all__ = ["Batch", "Batches", "GaussianSchedule", "LabelledImages", "Scenario", "Setting", "Task", "build_scenario",
-           "images_in_files", "images_in_memory"]
+           "images_in_files", "images_in_memory", "manifest_bytes"]
 
 
 def build_scenario(dataset: str, data_path: str, *, download: bool, num_tasks: int | None, shuffle: bool, seed: int,

@@ -78,7 +78,7 @@ def test_num_tasks_that_does_not_divide(data, tmp_path, capsys):
 
 DATA = {
     "wrong dtype": ({"x_train": np.zeros((24, 32, 32, 3), np.float32)}, "x_train is float32; pixels must be uint8"),
-    "wrong shape": ({"x_test": np.zeros((12, 32, 32), np.uint8)}, "images must be (N, height, width, 3)"),
+    "wrong shape": ({"x_test": np.zeros((12, 3, 32, 32), np.uint8)}, "images must be (N, height, width, 3)"),
     "label too high": ({"y_test": np.full(12, 9)}, "they must lie from 0 to 3, with 4 classes"),
     "label below 0": ({"y_train": np.full(24, -1)}, "y_train holds labels from -1 to -1"),
     "too few labels": ({"y_train": np.zeros(3, int)}, "one label for each of the 24 images"),
@@ -191,8 +191,8 @@ def test_a_checkpoint_of_another_model(finished, tmp_path, capsys):
 
 def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, capsys):
     """A learning rate far too high: the run stops in its first task, says where, and leaves good checkpoints."""
-    words = tiny(data, tmp_path, "--lr", "1e38", "--opt", "sgd", "--clip-grad", "none", "--epochs", 4,
-                 "--print-freq", 1)
+    words = tiny(data, tmp_path, "--lr", "1e6", "--weight-decay", "1e6", "--opt", "sgd", "--clip-grad", "none",
+                 "--epochs", 4, "--print-freq", 1)
     assert run(*words) == 1
     text = capsys.readouterr().out
     place = re.search(r"the loss is not finite at task (\d+), epoch (\d+), step (\d+)", text)
