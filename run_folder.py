@@ -18,8 +18,9 @@ RUN_FILES = ("config.json", "scenario.json", "manifest.json.gz", "log.jsonl", "a
              "eval_summary.json", "eval_accuracy_matrix.csv", "checkpoint", "tensorboard", "plots")
 UNITS = ("task", "session", "episode")
 RUN_PATTERNS = ("scenario.json", "manifest.json.gz", "log.jsonl", "*accuracy_matrix.csv", "summary.json",
-                "eval_summary.json", *(f"checkpoint/{unit}*.pth" for unit in UNITS), "checkpoint/last.pth", "checkpoint/previous.pth",
-                "checkpoint/.*.tmp", ".*.tmp", "tensorboard/events.out.tfevents.*", "plots/*.png", "speed.json")
+                "eval_summary.json", *(f"checkpoint/{unit}*.pth" for unit in UNITS), "checkpoint/last.pth",
+                "checkpoint/previous.pth", "checkpoint/.*.tmp", ".*.tmp", "tensorboard/events.out.tfevents.*",
+                "plots/*.png", "speed.json")
 
 
 def read_config(output_dir: str) -> dict[str, Any]:
