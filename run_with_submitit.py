@@ -139,11 +139,9 @@ def submit(submission: Submission) -> int:
     job_dir = outside_path("--job_dir", o["job_dir"]).absolute() if o["job_dir"] else shared / "%j"
     training = Training(job_words(submission, job_dir), None if "dist_url" in submission.command.given else shared,
                         o["cpus_per_task"])
-    try:
-        shared.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--shared_folder {shared}: {error.strerror}; name a folder in which files can be made."
-                         ) from error
+    if o["job_dir"]:
+        _make_folder("--job_dir", next(path for path in (job_dir, *job_dir.parents) if "%j" not in str(path)))
+    _make_folder("--shared_folder", shared)
 
     import submitit
 
@@ -158,6 +156,13 @@ def submit(submission: Submission) -> int:
     print(f"job {job.job_id}, logs: {job.paths.stdout} and {job.paths.stderr.name} (one pair for each process)",
           flush=True)
     return 0 if cluster == "slurm" else wait_for(job, job_dir)
+
+
+def _make_folder(option: str, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{option} {folder}: {error.strerror}; name a folder in which files can be made.") from error
 
 
 def job_words(submission: Submission, job_dir: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 from pathlib import Path
 
@@ -67,6 +68,18 @@ OPTIONS = {
 def test_options(words, message, data, tmp_path, capsys):
     whole = not str(words[0]).startswith("--")  # a whole command line, or options added to a good one
     assert message in refused(capsys, *(words if whole else [*tiny(data, tmp_path / "output"), *words]))
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("option", ["--data_path", "--init_checkpoint", "--class_order", "--output_dir", "--dist_url"])
+def test_paths_that_never_end(option, data, tmp_path, capsys):
+    """Nothing waits at a named pipe or reads a device to its end, whichever option leads to it."""
+    os.mkfifo(tmp_path / "pipe.npz")
+    for path, kind in ((tmp_path / "pipe.npz", "a named pipe"), ("/dev/zero", "a device")):
+        text = f"file://{path}" if option == "--dist_url" else path
+        message = refused(capsys, *tiny(data, tmp_path / "output", option, text))
+        assert re.search(f"{option} (file://)?{path} is {kind}", message.replace("--dist_url /", "--dist_url file:///"))
     assert not (tmp_path / "output").exists()
 
 
