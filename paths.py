@@ -47,7 +47,7 @@ def outside_path(option: str, text: str) -> Path:
         raise InputError(f"{option}: {error}.") from error
     kind = _kind(path, f"{option} {text}")
     if kind not in (None, stat.S_IFREG, stat.S_IFDIR):
-        raise InputError(f"{option} {text} is {_KINDS.get(kind, 'a special file')}; give a file or a folder.")
+        raise InputError(f"{option} {text} is {_KINDS.get(kind, 'a special file')}, and neither a file nor a folder.")
     return path
 
 

@@ -80,7 +80,7 @@ def boolean(text: str) -> bool:
     """'true' and 'False' alike: a flag that reads the word False as true has cost people runs."""
     words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
     if text.lower() not in words:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+        raise argparse.ArgumentTypeError(f"{_shortened(text)} is neither true nor false")
     return words[text.lower()]
 
 

@@ -42,7 +42,10 @@ MEANT = {  # values by which an option of text can come to something
 ODD = ["", " ", "none", "None", "-", "--", "true", "nan", "inf", "-inf", "-1", "1e200", "-1e200", "1e-300", "1e999",
        "0x10", "1_0", "9" * 30, "9" * 5000, "é", "٣", "²", "\n", "\0", "\ud800", "x" * 300, "a b", "%s", "{}", "$HOME",
        "~", "*"]
-SMALL = ["0", "1", "2", "3", "4", "5", "8", "12", "0.001", "0.1", "0.3", "0.5", "0.9", "1.5", "30"]
+NUMBERS = ["0", "1", "2", "3", "4", "5", "8", "12", "0.001", "0.1", "0.3", "0.5", "0.9", "1.5", "30",
+           # the last that some option allows
+           "1e-12", "1e-6", "0.01", "0.99", "0.999999", "10", "100", "10000", "1000000", "1e6", "1e9", "1e12",
+           str(2**63 - 1)]
 COSTLY = {  # what more is allowed, and takes long, is no fault
     "epochs", "input_size", "length", "num_workers", "gaussian_episodes", "gaussian_steps", "batch_size", "size",
     "replay_per_class"}
@@ -77,16 +80,16 @@ def draw_command(seed: str) -> list[str]:
 
 
 def _values(draw: random.Random, name: str) -> list[str]:
-    """Words for an option: two thirds of the options get what they accept."""
+    """Words for an option; mostly such as it accepts, the last values that it does among them."""
     option = OPTIONS[name]
-    meant = list(option.choices or MEANT.get(name, SMALL))
+    meant = list(option.choices or MEANT.get(name) or (text for text in NUMBERS if _accepts(option.type, text)))
     if option.type is boolean:
         meant = ["true", "false"]
-    pool = meant if draw.random() < 0.67 else ODD + SMALL + MEANT["data_path"]
+    pool = meant if draw.random() < 0.85 else ODD + NUMBERS + FILES
     if name in COSTLY:
         pool = [text for text in pool if not _accepts(option.type, text) or float(text) <= 12]
     if name in SLOW:
-        pool = ["false", "maybe"]
+        pool = ["false"]
     count = option.nargs if isinstance(option.nargs, int) else 1
     if option.nargs in ("*", "+"):
         count = draw.choice((1, 1, 2, 3) if option.nargs == "+" else (0, 1, 1, 2))
@@ -151,4 +154,4 @@ def listing(folder: Path) -> dict[str, tuple]:
 
 
 if __name__ == "__main__":
-    print(shlex.join(["python", "main.py", *draw_command(sys.argv[1])]))
+    print(shlex.join(["python", "main.py", *draw_command(sys.argv[1])]).encode(errors="backslashreplace").decode())

@@ -60,7 +60,7 @@ def test_what_is_no_file_is_named_and_not_opened(kind, make, tmp_path):
     if kind == "a folder":
         assert outside_path("--data_path", str(path)) == path
     else:
-        with pytest.raises(InputError, match=f"^--data_path {re.escape(str(path))} is {kind}; give a file or a folder"):
+        with pytest.raises(InputError, match=f"^--data_path {re.escape(str(path))} is {kind}, and neither"):
             outside_path("--data_path", str(path))
 
 
