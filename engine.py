@@ -4,6 +4,7 @@ A task may also be a session or an episode of a stream. Where these differ, the 
 is one. Shapes: B images in a batch, K classes, M prompts in the pool.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -289,6 +290,9 @@ class Continual:
         if stop := self.stop.agreed_now():  # nothing to save: the evaluation is made anew
             raise Interrupted(stop)
         loss, hits1, hits5, images = sum_over_processes(sums).tolist()
+        if not math.isfinite(loss):  # finite values that the last update made so large that their products are not
+            raise NonFiniteLossError(f"the loss is not finite in the test of {self.scenario.setting.unit} {task + 1}: "
+                                     "begin anew with --overwrite and a lower --lr or --clip-grad.")
         chosen = sum_over_processes(chosen_M).cpu() if pool_size else None
         return 100 * hits1 / images, 100 * hits5 / images, loss / images, chosen
 

@@ -217,6 +217,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, capsys):
         load_checkpoint(tmp_path / "checkpoint" / "last.pth")
 
 
+def test_a_loss_that_is_not_finite_first_in_the_test(data, tmp_path, capsys):
+    """The only update of a task makes finite values, whose products are not."""
+    words = tiny(data, tmp_path, "--lr", "1e6", "--weight-decay", "1e6", "--opt", "adamw", "--clip-grad", "none",
+                 "--batch-size", 64)
+    assert run(*words) == 1
+    assert "main.py: error: the loss is not finite in the test of task 1: " in capsys.readouterr().out
+    assert not (tmp_path / "summary.json").exists()
+
+
 @pytest.mark.parametrize(("words", "message"), [
     (["cifar100_ncm", "--freeze", "blocks"], "--head ncm learns without gradient, but --freeze leaves"),
     (["cifar100_l2p", "--freeze", "backbone", "head", "prompt"], "--freeze leaves nothing to train"),
