@@ -21,7 +21,11 @@ from utils import Processes, random_seed, sum_over_processes
 
 
 class NonFiniteLossError(Exception):
-    """Training cannot go on: the text names the task, the epoch and the step."""
+    """A run cannot go on: the text names the task, and the epoch and the step or the test."""
+
+
+_CAUSES = ("the pretrained weights or what was learned hold values that are not finite or far too large; checkpoints "
+           "saved before are still good. Look at --init_checkpoint, or begin anew with --overwrite and a lower --lr.")
 
 
 @dataclass(frozen=True)
@@ -290,10 +294,10 @@ class Continual:
         if stop := self.stop.agreed_now():  # nothing to save: the evaluation is made anew
             raise Interrupted(stop)
         loss, hits1, hits5, images = sum_over_processes(sums).tolist()
-        if not math.isfinite(loss):  # finite values that the last update made so large that their products are not
-            raise NonFiniteLossError(f"the loss is not finite in the test of {self.scenario.setting.unit} {task + 1}: "
-                                     "begin anew with --overwrite and a lower --lr or --clip-grad.")
         chosen = sum_over_processes(chosen_M).cpu() if pool_size else None
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(f"the loss in the test of {self.scenario.setting.unit} {task + 1} is not finite: "
+                                     f"{_CAUSES}")
         return 100 * hits1 / images, 100 * hits5 / images, loss / images, chosen
 
     def _votes(self) -> bool:

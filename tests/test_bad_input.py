@@ -222,7 +222,7 @@ def test_a_loss_that_is_not_finite_first_in_the_test(data, tmp_path, capsys):
     words = tiny(data, tmp_path, "--lr", "1e6", "--weight-decay", "1e6", "--opt", "adamw", "--clip-grad", "none",
                  "--batch-size", 64)
     assert run(*words) == 1
-    assert "main.py: error: the loss is not finite in the test of task 1: " in capsys.readouterr().out
+    assert "main.py: error: the loss in the test of task 1 is not finite: " in capsys.readouterr().out
     assert not (tmp_path / "summary.json").exists()
 
 
