@@ -76,7 +76,7 @@ def run(command: Command, stop_signals: Sequence[int] = ()) -> int:
     import torch  # late, so that a mistyped option is answered at once
 
     from build import choose_device, choose_precision
-    from utils import init_distributed
+    from utils import init_distributed, one_sentence_for_too_little_memory
 
     device = choose_device(options["device"], processes)
     precision = choose_precision(options["precision"], device)
@@ -84,7 +84,8 @@ def run(command: Command, stop_signals: Sequence[int] = ()) -> int:
     for warning in warnings:
         warn(processes, warning)
     init_distributed(processes, device, options["dist_url"], timedelta(seconds=options["dist_timeout"]))
-    code = build_and_run(command, processes, device, precision, stop_signals)
+    with one_sentence_for_too_little_memory():
+        code = build_and_run(command, processes, device, precision, stop_signals)
     if processes.world_size > 1:  # not after an error: it would wait for processes that may never come
         torch.distributed.destroy_process_group()
     return code

@@ -4,6 +4,8 @@ import argparse
 import json
 import os
 import re
+import resource
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +226,21 @@ def test_a_loss_that_is_not_finite_first_in_the_test(data, tmp_path, capsys):
     assert run(*words) == 1
     assert "main.py: error: the loss in the test of task 1 is not finite: " in capsys.readouterr().out
     assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_more_than_the_memory_holds(data, tmp_path, capsys):
+    """A batch of 5 GB, where this process may take one more."""
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 2**30, before[1]))
+    try:
+        code = run(*tiny(data, tmp_path, "--batch_size", 24, "--input_size", 4096))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert code == 1
+    assert re.search(r"^main\.py: error: there is too little memory \(.*\): use a smaller --batch_size",
+                     capsys.readouterr().err, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("words", "message"), [
