@@ -317,7 +317,7 @@ def parse(argv: Sequence[str], launcher: Collection[str] = ()) -> Command:
     named = len(argv) > position and not argv[position].startswith("-")
     experiment = _experiment(argv.pop(position) if named else DEFAULT_EXPERIMENT)
     parser = build_parser(experiment)
-    known, unknown = parser.parse_known_args([_underscores(word) for word in argv])
+    known, unknown = parser.parse_known_args(_plain_words(argv))
     if unknown:
         raise InputError(_unknown(unknown[0], [*OPTIONS, *launcher]))
     given = vars(known)
@@ -332,7 +332,7 @@ def split_off(argv: Sequence[str], groups: dict[str, list[Option]], program: str
     Raises:
         InputError: a value that one of these options does not accept.
     """
-    known, rest = build_parser(groups=groups, program=program).parse_known_args([_underscores(word) for word in argv])
+    known, rest = build_parser(groups=groups, program=program).parse_known_args(_plain_words(argv))
     return {option.name: option.default for group in groups.values() for option in group} | vars(known), rest
 
 
@@ -365,6 +365,14 @@ def _experiment(name: str) -> Experiment:
         hint = f"did you mean {' or '.join(near)}?" if near else "main.py --list prints them all."
         raise InputError(f"unknown experiment {name!r}: {hint}")
     return load_experiment(name)
+
+
+def _plain_words(argv: Sequence[str]) -> list[str]:
+    """Options with underscores. A `--` alone is refused: argparse would take it out, and leave an empty list behind."""
+    for word in argv:
+        if word == "--" or (word.startswith("--") and word.endswith("=--")):
+            raise InputError(f"{word}: -- is no value; leave it out.")
+    return [_underscores(word) for word in argv]
 
 
 def _underscores(word: str) -> str:

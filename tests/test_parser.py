@@ -340,6 +340,9 @@ BAD_VALUES = {
     "--data_path ~nosuchuser/x": "--data_path: '~nosuchuser/x': this machine knows no home folder of ~nosuchuser",
     "--output_dir ~nosuchuser/x": "--output_dir: '~nosuchuser/x': ",
     "--dist_url file://folder/x": "--dist_url: 'file://folder/x' is no file://, and an absolute path",
+    "--input-norm=--": "--input-norm=--: -- is no value",  # argparse makes an empty list of it
+    "--model --": "--: -- is no value",
+    "-- --seed 1": "--: -- is no value",
     "--input_norm imagnet": "--input_norm: invalid choice: 'imagnet'",
     "--head_type prompts": "--head_type: invalid choice: 'prompts'",
     "--sched cosin": "--sched: invalid choice: 'cosin'",
