@@ -1,24 +1,17 @@
-"""Random command lines, drawn from `OPTIONS` itself, over tiny files of every kind that people have, good and bad.
-
-    python tests/fuzz_commands.py SEED      prints the command line of a seed, as the tests name it
-"""
+"""Random command lines, drawn from `OPTIONS` itself, over tiny files of every kind that people have, good and bad."""
 
 import os
 import random
-import shlex
 import shutil
 import stat
-import sys
 from pathlib import Path
 
 import numpy as np
+from fixtures import write_npz
 from timm.optim import list_optimizers
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
-from fixtures import write_npz  # noqa: E402
-
-from configs import experiment_names, load_experiment  # noqa: E402
-from configs.base import OPTIONS, boolean  # noqa: E402
+from configs import experiment_names, load_experiment
+from configs.base import OPTIONS, boolean
 
 TINY = {"dataset": "Split-NPZ", "data_path": "data.npz", "model": "glyph_vit_tiny", "pretrained": "false",
         "input_size": "32", "batch_size": "4", "epochs": "1", "num_workers": "0", "num_tasks": "2", "device": "cpu",
@@ -106,7 +99,6 @@ def _accepts(parse, text: str) -> bool:
 
 def make_surroundings(folder: Path) -> Path:
     """A working folder with files of every kind under `folder`; beside it a home."""
-    import torch
     from lab import timm_weights
     from PIL import Image
     from safetensors.torch import save_file
@@ -138,7 +130,6 @@ def make_surroundings(folder: Path) -> Path:
         (work / name).touch()
         os.truncate(work / name, 2**40)
     (work / "loop").symlink_to("loop")
-    torch.set_num_threads(1)
     return work
 
 
@@ -151,7 +142,3 @@ def listing(folder: Path) -> dict[str, tuple]:
             written = None if stat.S_ISDIR(about.st_mode) else (about.st_size, about.st_mtime_ns, about.st_ino)
             found[os.path.relpath(os.path.join(where, name), folder)] = (stat.S_IFMT(about.st_mode), written)
     return found
-
-
-if __name__ == "__main__":
-    print(shlex.join(["python", "main.py", *draw_command(sys.argv[1])]).encode(errors="backslashreplace").decode())

@@ -1,6 +1,7 @@
 """Random command lines end with 0, 1 or 2 within a minute, without a traceback, and touch nothing but output_dir.
 
-The test's name, and what it prints when it fails, is the seed: `python tests/fuzz_commands.py SEED` prints its command.
+A test that fails prints its command line. `make test-long` draws others every day; FUZZ_DAY, which is printed with
+them, draws those of another day again: FUZZ_DAY=2026-01-31 pytest -m long "tests/test_fuzz_commands.py::NAME".
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import main
 from configs.base import parse
 from errors import InputError
 
-DAY = os.environ.get("FUZZ_DAY", str(datetime.date.today()))  # other command lines every day; FUZZ_DAY repeats them
+DAY = os.environ.get("FUZZ_DAY", str(datetime.date.today()))
 
 
 @pytest.fixture(scope="module")
