@@ -6,6 +6,7 @@ episode of a stream. Where these differ, the scenario's `setting` says so; the l
 Shapes: B images in a batch, K classes, M prompts in the pool, R test sets.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -24,7 +25,11 @@ from utils import Processes, gathered_in_order, random_seed, sum_over_processes
 
 
 class NonFiniteLossError(Exception):
-    """Training cannot go on: the text names the task, the epoch and the step."""
+    """A run cannot go on: the text names the task, and the epoch and the step or the test."""
+
+
+_CAUSES = ("the pretrained weights or what was learned hold values that are not finite or far too large; checkpoints "
+           "saved before are still good. Look at --init_checkpoint, or begin anew with --overwrite and a lower --lr.")
 
 
 @dataclass(frozen=True)
@@ -348,6 +353,9 @@ class Continual:
         found = sums.over_processes()
         images = found["images"]
         chosen = sum_over_processes(chosen_M).cpu() if pool_size else None
+        if not math.isfinite(found["loss"]):
+            raise NonFiniteLossError(f"the loss in the test of {self.scenario.setting.unit} {task + 1} is not finite: "
+                                     f"{_CAUSES}")
         return 100 * found["hits"] / images, 100 * found["hits_among_5"] / images, found["loss"] / images, chosen
 
     # ---- parts ----

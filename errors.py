@@ -6,7 +6,8 @@ class InputError(Exception):
 
 
 class DamagedFileError(InputError):
-    """Bad input that one process found on the way, in its share of the data, and must tell of, whichever it is.
+    """Bad input that one process found on the way, in its share of the data, and must tell of, whichever it is; or
+    what its machine has too little of.
 
     `main.py` exits with 1: what was saved before is good.
     """

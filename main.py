@@ -81,7 +81,7 @@ def run(command: Command, stop_signals: Sequence[int] = ()) -> int:
     import torch  # late, so that a mistyped option is answered at once
 
     from build import choose_device, choose_precision
-    from utils import init_distributed
+    from utils import init_distributed, one_sentence_for_too_little_memory
 
     device = choose_device(options["device"], processes)
     precision = choose_precision(options["precision"], device)
@@ -89,7 +89,8 @@ def run(command: Command, stop_signals: Sequence[int] = ()) -> int:
     for warning in warnings:
         warn(processes, warning)
     init_distributed(processes, device, options["dist_url"], timedelta(seconds=options["dist_timeout"]))
-    code = build_and_run(command, processes, device, precision, stop_signals)
+    with one_sentence_for_too_little_memory():
+        code = build_and_run(command, processes, device, precision, stop_signals)
     if processes.world_size > 1:  # not after an error: it would wait for processes that may never come
         torch.distributed.destroy_process_group()
     return code
@@ -106,6 +107,8 @@ def with_saved_options(command: Command) -> Command:
     folder = command.options["output_dir"]
     if not folder or not (command.options["eval"] or (command.options["resume"] and run_folder.holds_run(folder))):
         return command
+    from continual_datasets.class_orders import is_drawn
+
     mode = "--eval" if command.options["eval"] else "--resume"
     config = run_folder.read_config(folder)
     check_saved(config, f"{folder}/config.json")
@@ -119,7 +122,7 @@ def with_saved_options(command: Command) -> Command:
         if command.options["precision"] == "auto":
             command.given.pop("precision", None)
     orders = [values.get("class_order") or "seed" for values in (saved, command.given)]
-    if not any(order.startswith("seed") for order in orders):
+    if not any(map(is_drawn, orders)):
         free.add("class_order")  # a file that was moved: its content is compared with scenario.json
     changed = [f"--{name} {value}" for name, value in command.given.items()
                if name not in free and value != saved[name]]
@@ -151,6 +154,7 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
     import outputs
     import run_folder
     from build import build_batches, build_recipe, check_optimizer, check_recipe, read_scenario, scenario_warnings
+    from continual_datasets import manifest_bytes
     from engine import Continual
     from interruption import STOP_SIGNALS, StopRequest
     from models import QueryCache, build_model, resolve_model_name
@@ -218,6 +222,7 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
             reporter.say(line)
         if processes.is_main and trains:
             outputs.write_scenario(options["output_dir"], scenario.record)
+            outputs.write_manifest(options["output_dir"], manifest_bytes(scenario))
             if scenario.stream:
                 outputs.plot_stream(options["output_dir"], scenario.stream)
 

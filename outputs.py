@@ -2,6 +2,7 @@
 
     config.json           every option, versions, commit, command, hardware
     scenario.json         what of the tasks no option tells: images drawn for the test, a class order read from a file
+    manifest.json.gz      which image is in which task, with hashes (continual_datasets/manifest.py)
     log.jsonl             one object per epoch and per evaluation
     accuracy_matrix.csv   Acc@1 of task i (row) after training task t (column), percent
     summary.json          the final metrics
@@ -236,6 +237,12 @@ def write_scenario(output_dir: str, record: dict[str, Any]) -> None:
     """What of the scenario depends on files that may change, for who wants the same again; nothing if nothing does."""
     if output_dir and record:
         _write_json(Path(output_dir) / "scenario.json", record)
+
+
+def write_manifest(output_dir: str, content: bytes | None) -> None:
+    """What `manifest_bytes` gives, which is nothing for a stream."""
+    if output_dir and content is not None:
+        write_atomically(Path(output_dir) / "manifest.json.gz", content)
 
 
 def plot_stream(output_dir: str, stream: Any) -> None:

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from errors import InputError
+from paths import outside_path
 from utils import load_checkpoint, write_atomically
 
-RUN_FILES = ("config.json", "scenario.json", "log.jsonl", "accuracy_matrix.csv", "summary.json", "eval_summary.json",
-             "eval_accuracy_matrix.csv", "checkpoint", "tensorboard", "plots")
+RUN_FILES = ("config.json", "scenario.json", "manifest.json.gz", "log.jsonl", "accuracy_matrix.csv", "summary.json",
+             "eval_summary.json", "eval_accuracy_matrix.csv", "checkpoint", "tensorboard", "plots")
 UNITS = ("task", "session", "episode")
-RUN_PATTERNS = ("scenario.json", "log.jsonl", "*accuracy_matrix.csv", "summary.json", "eval_summary.json",
-                *(f"checkpoint/{unit}*.pth" for unit in UNITS), "checkpoint/last.pth", "checkpoint/previous.pth",
-                "checkpoint/statistics*.pth",
-                "checkpoint/.*.tmp", ".*.tmp", "tensorboard/events.out.tfevents.*", "plots/*.png", "speed.json")
+RUN_PATTERNS = ("scenario.json", "manifest.json.gz", "log.jsonl", "*accuracy_matrix.csv", "summary.json",
+                "eval_summary.json", *(f"checkpoint/{unit}*.pth" for unit in UNITS), "checkpoint/last.pth",
+                "checkpoint/previous.pth", "checkpoint/statistics*.pth", "checkpoint/.*.tmp", ".*.tmp",
+                "tensorboard/events.out.tfevents.*", "plots/*.png", "speed.json")
 
 
 def read_config(output_dir: str) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def holds_run(output_dir: str) -> bool:
 
 def check_writable(output_dir: str) -> None:
     """Raise InputError unless files can be made in `output_dir`, which need not exist yet. Makes nothing."""
-    path = Path(output_dir).absolute()
+    path = outside_path("--output_dir", output_dir).absolute()
     nearest = next(p for p in (path, *path.parents) if p.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"--output_dir {output_dir}: no files can be made in {nearest}; name another folder.")

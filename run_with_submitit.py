@@ -20,6 +20,7 @@ from configs import load_experiment
 from configs.base import build_parser, parse
 from configs.launcher import PROGRAM, Submission, help_groups, read_submission
 from errors import InputError
+from paths import outside_path
 
 MAX_TIMEOUTS = 1000
 """How often submitit may requeue a job whose time is over: in effect, until the run is finished."""
@@ -134,15 +135,13 @@ def submit(submission: Submission) -> int:
     if cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
         raise InputError("--cluster slurm: there is no sbatch and srun on this machine; submit where Slurm is, or use "
                          "--cluster local.")
-    shared = Path(o["shared_folder"]).absolute()
-    job_dir = Path(o["job_dir"]).absolute() if o["job_dir"] else shared / "%j"
+    shared = outside_path("--shared_folder", o["shared_folder"]).absolute()
+    job_dir = outside_path("--job_dir", o["job_dir"]).absolute() if o["job_dir"] else shared / "%j"
     training = Training(job_words(submission, job_dir), None if "dist_url" in submission.command.given else shared,
                         o["cpus_per_task"])
-    try:
-        shared.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--shared_folder {shared}: {error.strerror}; name a folder in which files can be made."
-                         ) from error
+    if o["job_dir"]:
+        _make_folder("--job_dir", next(path for path in (job_dir, *job_dir.parents) if "%j" not in str(path)))
+    _make_folder("--shared_folder", shared)
 
     import submitit
 
@@ -157,6 +156,13 @@ def submit(submission: Submission) -> int:
     print(f"job {job.job_id}, logs: {job.paths.stdout} and {job.paths.stderr.name} (one pair for each process)",
           flush=True)
     return 0 if cluster == "slurm" else wait_for(job, job_dir)
+
+
+def _make_folder(option: str, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{option} {folder}: {error.strerror}; name a folder in which files can be made.") from error
 
 
 def job_words(submission: Submission, job_dir: Path) -> list[str]:

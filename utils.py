@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from distributed import Processes, slurm_meeting_place
-from errors import InputError
+from errors import DamagedFileError, InputError
 
 
 # ---- randomness ----
@@ -136,6 +136,18 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
         libc.mallopt(mmap_threshold, 2**30)
         libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+@contextmanager
+def one_sentence_for_too_little_memory() -> Iterator[None]:
+    """Arrays that do not fit, on the CPU or on a GPU, are told with the options that make them smaller."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        raise DamagedFileError(f"there is too little memory ({str(error).splitlines()[0][:200]}): use a smaller "
+                               "--batch_size, --input_size or --model; what was saved before is still good.") from error
 
 
 # ---- files ----

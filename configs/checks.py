@@ -4,13 +4,16 @@ from typing import Any
 
 from configs.base import OPTIONS
 from errors import InputError
+from paths import check_file, outside_path
+
+MOST_VECTORS = 1_000_000  # of a prompt pool: 3 GB for a ViT-B, and Adam keeps three times as much
 
 Options = dict[str, Any]
 
 
 def check(options: Options) -> list[str]:
     """Warnings about options that are allowed but hardly meant. Raises InputError at the first contradiction."""
-    for part in (_check_prompts, _check_pool, _check_head, _check_ranges, _check_scenario, _check_modes):
+    for part in (_check_paths, _check_prompts, _check_pool, _check_head, _check_ranges, _check_scenario, _check_modes):
         part(options)
     return _warnings(options)
 
@@ -31,6 +34,10 @@ def _check_pool(o: Options) -> None:
     if has_pool and o["top_k"] > o["size"]:
         raise InputError(f"--top_k {o['top_k']} is more than --size {o['size']}: a prompt cannot be chosen twice; "
                          f"use --top_k {o['size']} or less.")
+    vectors = o["size"] * o["length"] * len(o["prompt_layers"])
+    if o["prompt_method"] != "none" and vectors > MOST_VECTORS:
+        raise InputError(f"--size {o['size']} --length {o['length']} in {len(o['prompt_layers'])} layer(s): more than "
+                         f"{MOST_VECTORS} vectors in a pool; give fewer.")
     for switch in ("use_prompt_mask", "shared_prompt_pool", "shared_prompt_key"):
         if o[switch] and not has_pool:
             remedy = "--prompt_method l2p" if o["prompt_method"] == "none" else "--prompt_pool true"
@@ -74,6 +81,9 @@ def _check_ranges(o: Options) -> None:
         low, high = o[name]
         if low > high or low <= 0:
             raise InputError(f"--{name} {low:g} {high:g}: give a lower bound above 0, then an upper bound no smaller.")
+    if o["decay_rate"] > 1 and o["sched"] in ("step", "multistep"):
+        raise InputError(f"--decay_rate {o['decay_rate']:g} would raise the rate with every decay of --sched "
+                         f"{o['sched']}: give a factor of at most 1.")
     if o["lr_noise"] is not None and len(o["lr_noise"]) > 2:
         raise InputError("--lr_noise takes one or two numbers.")
 
@@ -109,6 +119,15 @@ def _warnings(o: Options) -> list[str]:
         return [f"--sched {o['sched']}: all {o['epochs']} epochs of a task are warm-up (--warmup_epochs "
                 f"{o['warmup_epochs']}), so the schedule itself never begins."]
     return []
+
+
+def _check_paths(o: Options) -> None:
+    """Refuse pipes, devices and the like, before anything waits for them."""
+    for name in ("data_path", "init_checkpoint", "class_order", "output_dir"):
+        if o[name]:
+            outside_path(f"--{name}", o[name])
+    if o["dist_url"].startswith("file://"):
+        check_file(outside_path("--dist_url", o["dist_url"].removeprefix("file://")), f"--dist_url {o['dist_url']}")
 
 
 def _check_joint(o: Options) -> None:

@@ -4,7 +4,6 @@ Files stay where they are; only their names are read here.
 """
 
 import hashlib
-import os
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from continual_datasets.large_images import read_picture
 from continual_datasets.parts import Parts, find_classes, find_parts
 from continual_datasets.scenario import Dataset, Sessions
 from errors import InputError
+from paths import outside_path
 
 TEST_SHARE = 0.2
 
@@ -100,7 +100,7 @@ def _read_core50(data_path: str, root: Path) -> Sessions:
 def _locate(data_path: str, download: bool, names: tuple[str, ...], layout: str, page: str,
             test_kinds: tuple[str, ...]) -> Path:
     """The folder of the data set, unpacked beside its archive where need be."""
-    path = Path(os.path.expanduser(data_path))
+    path = outside_path("--data_path", data_path)
     if is_archive(path):
         path = unpacked(path)
     if path.is_dir():

@@ -5,7 +5,6 @@ A reader takes (data_path, download, seed) and returns a `Dataset`, or `Sessions
 """
 
 import difflib
-import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ import continual_datasets.torchvision_sets as published
 from continual_datasets.folders import read_core50, read_folder, read_notmnist
 from continual_datasets.glyphs import DEMO_CLASSES, glyph_images
 from continual_datasets.images import LabelledImages, images_in_memory
+from continual_datasets.npz import read_npz
 from continual_datasets.scenario import Dataset, Sessions
 from errors import InputError
 
@@ -32,46 +32,6 @@ def read_cifar100(data_path: str, download: bool = False, seed: int = 0) -> Data
     if Path(data_path).is_file():
         raise InputError(f"--data_path {data_path} is neither a folder nor an .npz file.")
     return published.read(data_path, download, of=published.CIFAR100)
-
-
-def read_npz(data_path: str, download: bool = False, seed: int = 0) -> Dataset:
-    """An .npz with x_train, y_train, x_test, y_test (uint8 NHWC, integer labels from 0) and maybe class_names."""
-    path = Path(data_path).expanduser()
-    if not path.is_file():
-        raise InputError(f"--data_path {data_path}: there is no such file; give an .npz, which is never downloaded, "
-                         f"{published.NO_DATA_HINT}")
-    try:
-        if not zipfile.is_zipfile(path):
-            raise zipfile.BadZipFile
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # numpy, zipfile, zlib and tokenize each have their own for damaged bytes
-        raise InputError(f"--data_path {data_path} cannot be read as an .npz of plain arrays (no Python objects); "
-                         "make it anew with numpy.savez.") from error
-    absent = [name for name in ("x_train", "y_train", "x_test", "y_test") if name not in arrays]
-    if absent:
-        raise InputError(f"--data_path {data_path} has no {', '.join(absent)}; an .npz data set has x_train, y_train, "
-                         "x_test, y_test.")
-    names = arrays.get("class_names")
-    if names is not None and names.ndim != 1:
-        raise InputError(f"--data_path {data_path}: class_names has shape {names.shape}; give one name per class.")
-    if names is not None and names.dtype.kind == "S":
-        try:
-            names = np.char.decode(names, "utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(f"--data_path {data_path}: class_names holds bytes that are no UTF-8; store text."
-                             ) from error
-    num_classes = None if names is None else len(names)
-    train = _checked(data_path, "train", arrays["x_train"], arrays["y_train"], num_classes)
-    if num_classes is None:
-        num_classes = len(np.unique(train.labels_N))
-        if train.labels_N.max() >= num_classes:
-            raise InputError(f"--data_path {data_path}: y_train holds {num_classes} different labels up to "
-                             f"{train.labels_N.max()}; number the classes from 0 without gaps, or give class_names.")
-    parts = [train, _checked(data_path, "test", arrays["x_test"], arrays["y_test"], num_classes)]
-    if parts[0].pixels_NHWC.shape[1:] != parts[1].pixels_NHWC.shape[1:]:
-        raise InputError(f"--data_path {data_path}: x_train and x_test hold images of different sizes.")
-    return Dataset(*parts, tuple(map(str, names)) if names is not None else tuple(map(str, range(num_classes))))
 
 
 def read_glyphs(data_path: str, download: bool = False, seed: int = 0) -> Dataset:
@@ -138,23 +98,3 @@ def names_of(dataset: str) -> list[str]:
 
 def _images(pixels: np.ndarray, labels) -> LabelledImages:
     return images_in_memory(np.ascontiguousarray(pixels), np.asarray(labels, dtype=np.int64))
-
-
-def _checked(data_path: str, part: str, pixels: np.ndarray, labels: np.ndarray,
-             num_classes: int | None) -> LabelledImages:
-    where = f"--data_path {data_path}: "
-    if pixels.dtype != np.uint8:
-        raise InputError(f"{where}x_{part} is {pixels.dtype}; pixels must be uint8 from 0 to 255.")
-    if pixels.ndim != 4 or pixels.shape[-1] != 3 or 0 in pixels.shape[1:]:
-        raise InputError(f"{where}x_{part} has shape {pixels.shape}; images must be (N, height, width, 3).")
-    if labels.ndim != 1 or len(labels) != len(pixels):
-        raise InputError(f"{where}y_{part} has shape {labels.shape}; there must be one label for each of the "
-                         f"{len(pixels)} images of x_{part}.")
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(f"{where}y_{part} is {labels.dtype}; labels must be whole numbers.")
-    if not len(labels):
-        raise InputError(f"{where}x_{part} holds no image.")
-    if labels.min() < 0 or (num_classes is not None and labels.max() >= num_classes):
-        limit = "from 0" if num_classes is None else f"from 0 to {num_classes - 1}, with {num_classes} classes"
-        raise InputError(f"{where}y_{part} holds labels from {labels.min()} to {labels.max()}; they must lie {limit}.")
-    return _images(pixels, labels)

@@ -12,6 +12,7 @@ from continual_datasets.archives import unpack_gz, unpack_into
 from continual_datasets.images import LabelledImages, images_in_files, images_in_memory
 from continual_datasets.scenario import Dataset
 from errors import InputError
+from paths import outside_path
 
 TAR_SUFFIXES = (".tar.gz", ".tgz")
 SUFFIXES = (*TAR_SUFFIXES, ".gz", ".mat")  # of all that is published
@@ -52,7 +53,7 @@ def read(data_path: str, download: bool, seed: int = 0, *, of: Published) -> Dat
     """
     import torchvision.datasets  # late: only these readers need it
 
-    root = Path(os.path.expanduser(data_path))
+    root = outside_path("--data_path", data_path)
     if root.exists() and not root.is_dir():
         raise InputError(f"--data_path {data_path} is no folder; give the one that holds {of.layout}.")
     reader = getattr(torchvision.datasets, of.class_name)

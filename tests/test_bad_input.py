@@ -2,7 +2,10 @@
 
 import argparse
 import json
+import os
 import re
+import resource
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +75,18 @@ def test_options(words, message, data, tmp_path, capsys):
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("option", ["--data_path", "--init_checkpoint", "--class_order", "--output_dir", "--dist_url"])
+def test_paths_that_never_end(option, data, tmp_path, capsys):
+    """Nothing waits at a named pipe or reads a device to its end, whichever option leads to it."""
+    os.mkfifo(tmp_path / "pipe.npz")
+    for path, kind in ((tmp_path / "pipe.npz", "a named pipe"), ("/dev/zero", "a device")):
+        text = f"file://{path}" if option == "--dist_url" else path
+        message = refused(capsys, *tiny(data, tmp_path / "output", option, text))
+        assert re.search(f"{option} (file://)?{path} is {kind}", message.replace("--dist_url /", "--dist_url file:///"))
+    assert not (tmp_path / "output").exists()
+
+
 def test_num_tasks_that_does_not_divide(data, tmp_path, capsys):
     message = refused(capsys, *tiny(data, tmp_path / "output", "--num-tasks", 3))
     assert "--num_tasks 3 does not divide 4 classes equally; one of 1, 2, 4 would" in message
@@ -80,7 +95,7 @@ def test_num_tasks_that_does_not_divide(data, tmp_path, capsys):
 
 DATA = {
     "wrong dtype": ({"x_train": np.zeros((24, 32, 32, 3), np.float32)}, "x_train is float32; pixels must be uint8"),
-    "wrong shape": ({"x_test": np.zeros((12, 32, 32), np.uint8)}, "images must be (N, height, width, 3)"),
+    "wrong shape": ({"x_test": np.zeros((12, 3, 32, 32), np.uint8)}, "images must be (N, height, width, 3)"),
     "label too high": ({"y_test": np.full(12, 9)}, "they must lie from 0 to 3, with 4 classes"),
     "label below 0": ({"y_train": np.full(24, -1)}, "y_train holds labels from -1 to -1"),
     "too few labels": ({"y_train": np.zeros(3, int)}, "one label for each of the 24 images"),
@@ -205,8 +220,8 @@ def test_a_checkpoint_of_another_model(finished, tmp_path, capsys):
 
 def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, capsys):
     """A learning rate far too high: the run stops in its first task, says where, and leaves good checkpoints."""
-    words = tiny(data, tmp_path, "--lr", "1e38", "--opt", "sgd", "--clip-grad", "none", "--epochs", 4,
-                 "--print-freq", 1)
+    words = tiny(data, tmp_path, "--lr", "1e6", "--weight-decay", "1e6", "--opt", "sgd", "--clip-grad", "none",
+                 "--epochs", 4, "--print-freq", 1)
     assert run(*words) == 1
     text = capsys.readouterr().out
     place = re.search(r"the loss is not finite at task (\d+), epoch (\d+), step (\d+)", text)
@@ -216,6 +231,30 @@ def test_a_loss_that_is_not_finite_stops_the_run(data, tmp_path, capsys):
     assert (int(place[1]), int(place[2])) not in done
     if done:
         load_checkpoint(tmp_path / "checkpoint" / "last.pth")
+
+
+def test_a_loss_that_is_not_finite_first_in_the_test(data, tmp_path, capsys):
+    """The only update of a task makes finite values, whose products are not."""
+    words = tiny(data, tmp_path, "--lr", "1e6", "--weight-decay", "1e6", "--opt", "adamw", "--clip-grad", "none",
+                 "--batch-size", 64)
+    assert run(*words) == 1
+    assert "main.py: error: the loss in the test of task 1 is not finite: " in capsys.readouterr().out
+    assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_more_than_the_memory_holds(data, tmp_path, capsys):
+    """A batch of 5 GB, where this process may take one more."""
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + 2**30, before[1]))
+    try:
+        code = run(*tiny(data, tmp_path, "--batch_size", 24, "--input_size", 4096))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert code == 1
+    assert re.search(r"^main\.py: error: there is too little memory \(.*\): use a smaller --batch_size",
+                     capsys.readouterr().err, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("words", "message"), [

@@ -12,7 +12,7 @@ from PIL import Image
 
 from continual_datasets import Batches, LabelledImages, images_in_files, images_in_memory
 from continual_datasets.large_images import PIECE
-from continual_datasets.readers import read_npz
+from continual_datasets.npz import read_npz
 from continual_datasets.transforms import EvalTransform, TrainTransform
 from errors import InputError
 

@@ -190,6 +190,10 @@ REFUSED = {
     "cuda without GPUs": (["--device", "cuda", "--gpus_per_node", 0], "--device cuda, but --gpus_per_node 0"),
     "GPUs for nothing": (["--device", "cpu", "--gpus_per_node", 2], "--device cpu, but the job asks for 2 GPU(s)"),
     "a folder that cannot be": (["--gpus_per_node", 0, "--shared_folder", "/proc/none"], "--shared_folder /proc/none"),
+    "no folder for logs": (["--gpus_per_node", 0, "--job_dir", "/proc/none/%j"], "--job_dir /proc/none: "),
+    "nobody's home": (["--gpus_per_node", 0, "--shared_folder", "~nosuchuser/x"], "no home folder of ~nosuchuser"),
+    "a device for logs": (["--gpus_per_node", 0, "--job_dir", "/dev/zero"], "--job_dir /dev/zero is a device"),
+    "too many processes": (["--tasks_per_node", 5000], "--tasks_per_node: '5000' is too much: give at most 1000"),
 }
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 import build
 from configs.base import parse
 from continual_datasets import Scenario
-from continual_datasets.readers import read_npz
+from continual_datasets.npz import read_npz
 from records import opening_lines
 from utils import Processes
 
