@@ -384,7 +384,7 @@ def test_every_number_has_an_upper_bound_and_is_shown_shortened(name):
 
 CONTRADICTIONS = {
     "--sched step --decay_rate 2": "--decay_rate 2 would raise the rate with every decay of --sched step",
-    "--size 2000 --length 1000": "--size 2000 --length 1000: .*1000000 vectors",
+    "--size 2000 --length 1000": "--size 2000 --length 1000 in 1 layer.s.: more than",
     "--top_k 11": "--top_k 11 is more than --size 10",
     "--size 3": "--top_k 5 is more than --size 3",
     "--prompt_method none": "--head_type prompt .*--head_type token",
