@@ -289,8 +289,8 @@ def test_golden_run():
 
     folder = Path(tempfile.mkdtemp())
     try:
-        assert run("demo_l2p", "--dataset", "Split-Glyphs", "--output_dir", folder, "--device", "cpu", "--epochs", 1,
-                   "--subsample", 25, "--subsample_test", 10) == 0
+        assert run("demo_l2p", "--dataset", "Split-Glyphs", "--output_dir", folder, "--device", "cpu", "--lr", 0.005,
+                   "--epochs", 1, "--subsample", 25, "--subsample_test", 10) == 0
         found = results(folder)
     finally:
         shutil.rmtree(folder)
