@@ -5,9 +5,9 @@
 
 # What the three demos share: the comparison is of methods, everything else is the same.
 GLYPHS = {
-    "dataset": "Split-Glyphs", "num_tasks": 5, "subsample": 100,
+    "dataset": "Split-HardGlyphs", "num_tasks": 5, "subsample": 200,
     "model": "glyph_vit_tiny", "pretrained": False, "init_checkpoint": "demo/glyph_vit.safetensors", "input_size": 32,
-    "batch_size": 20, "epochs": 3, "lr": 0.005, "scale": [0.7, 1.0], "hflip": 0.0,
+    "batch_size": 20, "epochs": 2, "lr": 0.01, "scale": [0.7, 1.0], "hflip": 0.0,
     "num_workers": 0, "print_freq": 1000,
 }
 

@@ -11,6 +11,7 @@ Shapes: N images, C classes, S line segments, R side of a distance field, P = 32
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -20,6 +21,24 @@ IMAGE_SIZE = 32
 # take classes from the second.
 PRETRAIN_CLASSES = range(0, 1_000_000)
 DEMO_CLASSES = range(1_000_000, 2_000_000)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a set of glyphs is drawn; what is not named here is drawn alike in every set.
+
+    scale: the smallest and largest size, 1 for strokes of 1.6 of the image's 2 units. shift: how far a glyph's centre
+    may lie from the image's, along x and along y. dark_share: the part, 0 to 1, of the images with dark ink on light
+    paper; the others have light ink on dark paper.
+    """
+
+    scale: tuple[float, float]
+    shift: float
+    dark_share: float
+
+
+CHALK = Style(scale=(0.7, 1.1), shift=0.25, dark_share=0.0)  # all that the demo's backbone saw in pretraining
+CHALK_AND_INK = Style(scale=(0.9, 1.1), shift=0.1, dark_share=0.5)
 
 # Image coordinates run from -1 to 1. A shape's strokes stay within +-0.8; its field reaches to +-1.2, so
 # that a point outside it, read at the border, is still farther from every stroke than any pen is wide.
@@ -34,17 +53,20 @@ _GROUP = 64
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def glyph_images(classes: Sequence[int], per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def glyph_images(
+    classes: Sequence[int], per_class: int, seed: int, style: Style = CHALK
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw `per_class` images of every class, in the order of `classes`.
 
     Args:
         classes: class ids, each >= 0; an id names the same shape in every call, whatever the seed.
         per_class: images per class, >= 1. Asking for more leaves the first ones as they were.
         seed: >= 0; chooses the samples, not the shapes.
+        style: how they are drawn; the shapes are the same in every style.
 
     Returns:
         images_NHWC uint8 [len(classes) * per_class, 32, 32, 3], and labels_N int64: the *position* of each image's
-        class in `classes`. Image k of a class depends on (seed, class id, k) only.
+        class in `classes`. Image k of a class depends on (seed, class id, k) and the style only.
 
     Raises:
         ValueError: a class id or the seed is negative, or per_class is below 1.
@@ -61,13 +83,14 @@ def glyph_images(classes: Sequence[int], per_class: int, seed: int) -> tuple[np.
         group = slice(start, start + _GROUP)
         present, field_of_N = np.unique(labels_N[group], return_inverse=True)
         fields_CRR = np.stack([_distance_field(int(ids_C[position])) for position in present])
-        images_NHWC[group] = _draw(keys_N[group], fields_CRR, field_of_N)
+        images_NHWC[group] = _draw(keys_N[group], fields_CRR, field_of_N, style)
     return images_NHWC, labels_N
 
 
-def _draw(keys_N: np.ndarray, fields_CRR: np.ndarray, field_of_N: np.ndarray) -> np.ndarray:
+def _draw(keys_N: np.ndarray, fields_CRR: np.ndarray, field_of_N: np.ndarray, style: Style) -> np.ndarray:
     """One image per key, of the shape whose distance field is fields_CRR[field_of_N]: uint8 [N, 32, 32, 3]."""
-    draws = iter(_uniform(keys_N, 14 + 8 * _CLUTTER).T[:, :, None])
+    *others, dark_draw = _uniform(keys_N, 15 + 8 * _CLUTTER).T[:, :, None]
+    draws = iter(others)
 
     def between(low: float, high: float) -> np.ndarray:
         return low + (high - low) * next(draws)  # [N, 1]
@@ -75,8 +98,8 @@ def _draw(keys_N: np.ndarray, fields_CRR: np.ndarray, field_of_N: np.ndarray) ->
     def colour() -> np.ndarray:
         return np.stack([next(draws) for _ in range(3)], axis=-1)  # [N, 1, 3]
 
-    angle, scale, shear = between(-0.3, 0.3), between(0.7, 1.1), between(-0.2, 0.2)
-    shift_x, shift_y = between(-0.25, 0.25), between(-0.25, 0.25)
+    angle, scale, shear = between(-0.3, 0.3), between(*style.scale), between(-0.2, 0.2)
+    shift_x, shift_y = between(-style.shift, style.shift), between(-style.shift, style.shift)
     half_width, shade, noise = between(0.05, 0.11), between(-0.3, 0.3), between(0.02, 0.12)
 
     # Where each pixel lies in the shape's own coordinates: the inverse of shear, then scale and turn, then shift.
@@ -87,8 +110,9 @@ def _draw(keys_N: np.ndarray, fields_CRR: np.ndarray, field_of_N: np.ndarray) ->
     glyph_x_NP = cos * x_NP + sin * y_NP - shear * glyph_y_NP
     ink_NP1 = _pen(scale * _read_field(fields_CRR, field_of_N, glyph_x_NP, glyph_y_NP), half_width)
 
-    # Light ink on dark paper, in every channel.
-    ink_N13, paper_N13 = 0.5 + 0.5 * colour(), 0.5 * colour()
+    # Light ink on dark paper, or the reverse, in every channel.
+    dark_N11 = (dark_draw < style.dark_share).astype(np.float32)[..., None]
+    ink_N13, paper_N13 = 0.5 * (1 - dark_N11) + 0.5 * colour(), 0.5 * dark_N11 + 0.5 * colour()
     image_NP3 = paper_N13 + (shade * x_P)[..., None] * np.float32(0.5)
     for _ in range(_CLUTTER):
         x, y, turn, length = between(-1, 1), between(-1, 1), between(0, np.pi), between(0.05, 0.3)

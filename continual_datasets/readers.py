@@ -13,7 +13,7 @@ import numpy as np
 
 import continual_datasets.torchvision_sets as published
 from continual_datasets.folders import read_core50, read_folder, read_notmnist
-from continual_datasets.glyphs import DEMO_CLASSES, glyph_images
+from continual_datasets.glyphs import CHALK, CHALK_AND_INK, DEMO_CLASSES, Style, glyph_images
 from continual_datasets.images import LabelledImages, images_in_memory
 from continual_datasets.npz import read_npz
 from continual_datasets.scenario import Dataset, Sessions
@@ -34,9 +34,9 @@ def read_cifar100(data_path: str, download: bool = False, seed: int = 0) -> Data
     return published.read(data_path, download, of=published.CIFAR100)
 
 
-def read_glyphs(data_path: str, download: bool = False, seed: int = 0) -> Dataset:
+def read_glyphs(data_path: str, download: bool = False, seed: int = 0, *, style: Style) -> Dataset:
     """The demo's images, generated; nothing is read from disk."""
-    pixels, labels = glyph_images(GLYPH_CLASSES, GLYPH_TRAIN + GLYPH_TEST, seed=GLYPH_DATA_SEED)
+    pixels, labels = glyph_images(GLYPH_CLASSES, GLYPH_TRAIN + GLYPH_TEST, GLYPH_DATA_SEED, style)
     is_train = np.arange(len(labels)) % (GLYPH_TRAIN + GLYPH_TEST) < GLYPH_TRAIN
     return Dataset(_images(pixels[is_train], labels[is_train]), _images(pixels[~is_train], labels[~is_train]),
                    tuple(f"glyph {class_id}" for class_id in GLYPH_CLASSES))
@@ -44,7 +44,8 @@ def read_glyphs(data_path: str, download: bool = False, seed: int = 0) -> Datase
 
 CATALOGUE: dict[str, Reader] = {
     "Split-CIFAR100": read_cifar100,
-    "Split-Glyphs": read_glyphs,
+    "Split-Glyphs": partial(read_glyphs, style=CHALK),
+    "Split-HardGlyphs": partial(read_glyphs, style=CHALK_AND_INK),
     "Split-CIFAR10": partial(published.read, of=published.CIFAR10),
     "Split-MNIST": partial(published.read, of=published.MNIST),
     "Split-FashionMNIST": partial(published.read, of=published.FASHION_MNIST),

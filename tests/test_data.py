@@ -435,8 +435,9 @@ def test_a_byte_changed_anywhere_gives_an_input_error_or_changes_no_value(tmp_pa
 
 
 # ---- glyphs ----
-def test_glyphs_need_no_files_and_their_test_images_are_not_training_images(tmp_path):
-    scenario = scenario_of(tmp_path / "nowhere", dataset="Split-Glyphs", num_tasks=5, subsample=20, subsample_test=10)
+@pytest.mark.parametrize("name", ["Split-Glyphs", "Split-HardGlyphs"])
+def test_glyphs_need_no_files_and_their_test_images_are_not_training_images(name, tmp_path):
+    scenario = scenario_of(tmp_path / "nowhere", dataset=name, num_tasks=5, subsample=20, subsample_test=10)
     assert all((len(task.train), len(task.test), len(task.classes)) == (80, 40, 4) for task in scenario.tasks)
     training, test = ({image.tobytes() for task in scenario.tasks for image in getattr(task, part).pixels_NHWC}
                       for part in ("train", "test"))
