@@ -4,10 +4,12 @@ Each image is cut to the model's input in the worker, by numbers drawn before, a
 workers there are changes nothing but the time. Shapes as in `batches`.
 """
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import repeat
 
 import numpy as np
@@ -20,6 +22,7 @@ from torch.utils.data import Dataset as TorchDataset
 from continual_datasets.images import LabelledImages
 from continual_datasets.transforms import EvalTransform, TrainTransform
 from errors import DamagedFileError, InputError
+from utils import serve
 
 PIECE = 16  # images that one worker makes at a time: all workers join in the first batch, which the model waits for
 PIECES_AHEAD = 4  # of each worker
@@ -86,7 +89,8 @@ class Decoder:
     def _start(self) -> DataLoader:
         workers: dict = {}
         if self._num_workers:
-            workers = {"num_workers": self._num_workers, "prefetch_factor": PIECES_AHEAD, "persistent_workers": True}
+            workers = {"num_workers": self._num_workers, "prefetch_factor": PIECES_AHEAD, "persistent_workers": True,
+                       "worker_init_fn": partial(_begin_work, os.getpid())}
             if sys.platform == "linux":  # started in no time, and main.py is not imported again
                 workers["multiprocessing_context"] = "fork"
         with _any_number_of_workers():
@@ -101,6 +105,10 @@ def _any_number_of_workers() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*worker processes in total")
         yield
+
+
+def _begin_work(trainer: int, worker: int) -> None:
+    serve(trainer)
 
 
 class _Orders:

@@ -245,6 +245,13 @@ def embed(vit: VisionTransformer, images_BCHW: Tensor) -> Tensor:
     return vit.patch_embed(images_BCHW.to(next(vit.patch_embed.parameters()).dtype))
 
 
+def compilation_cache() -> str:
+    """The folder in which torch.compile keeps its kernels from one run to the next (TORCHINDUCTOR_CACHE_DIR)."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return cache_dir()
+
+
 def first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
