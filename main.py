@@ -179,7 +179,7 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
         model.use_bfloat16()
     if options["compile"]:
         if processes.is_main:
-            print(compilation_note(options), flush=True)
+            print(compilation_note(options["batch_size"]), flush=True)
         model.compile(options["batch_size"])
 
     folder = Path(options["output_dir"] or os.devnull)
@@ -264,12 +264,12 @@ def carry_out(continual, options: dict[str, Any], folder: Path, config: dict[str
     return 0
 
 
-def compilation_note(options: dict[str, Any]) -> str:
-    """What to say before a silence of a minute."""
+def compilation_note(batch_size: int) -> str:
+    """What to say before silences of a minute."""
     from models.prompted_vit import compilation_cache
 
-    return (f"--compile: torch compiles the ViT for batches of {options['batch_size']} now, and parts of it at the first "
-            f"step and the first evaluation: a minute or more the first time; later runs find it in {compilation_cache()}")
+    return (f"--compile: torch makes kernels for batches of {batch_size} now, and more at the first step and the first "
+            f"evaluation; this takes minutes once, and later runs find them in {compilation_cache()}")
 
 
 def checkpoint_names(scenario) -> dict[int, str]:
