@@ -71,12 +71,15 @@ def complain(text: str) -> None:
 def run(command: Command, stop_signals: Sequence[int] = ()) -> int:
     """Check everything that can be wrong, then build, then train or evaluate."""
     check(command.options)
+    end_with_launcher()
+    if processes_from_environment().world_size > 1:
+        # Before torch is loaded: else its C++ prints stacks for every process that is gone, beside our sentence.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     command = with_saved_options(command)
     options = command.options
     warnings = command.warnings + check(options)
 
     processes = processes_from_environment(options["world_size"])
-    end_with_launcher()
 
     import torch  # late, so that a mistyped option is answered at once
 
