@@ -39,7 +39,7 @@ def test_a_signal_stops_after_the_step_and_nothing_is_computed_twice(number, sho
     assert_same_results(undisturbed, tmp_path / "run")
 
 
-@pytest.mark.parametrize("closed", ["terminal", "pipe"])
+@pytest.mark.parametrize("closed", ["terminal", pytest.param("pipe", marks=pytest.mark.long)])
 def test_nobody_reads_the_output_any_more(closed, short_run, tmp_path):
     """A terminal that was closed, a connection that dropped; `| tee` that ended with the Ctrl-C meant for the run."""
     ours, theirs = os.openpty() if closed == "terminal" else os.pipe()
@@ -65,6 +65,7 @@ def test_nobody_reads_the_output_any_more(closed, short_run, tmp_path):
     again.kill()
 
 
+@pytest.mark.long
 def test_a_closed_terminal_means_nothing_to_nohup(short_run, tmp_path):
     run = Run(tmp_path / "run", *short_run, nohup=True)
     assert run.wait_for("task 1/3 epoch 1/2 step 3/9")
