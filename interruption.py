@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 import torch
 import torch.distributed as dist
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Interrupted(Exception):
@@ -24,6 +24,7 @@ class StopRequest:
 
     One process may have a signal that the others have not: each step all of them tell each other, by a message that
     travels while the next step computes, so that all stop after the same step. A second Ctrl-C stops at once.
+    SIGHUP, of a terminal that was closed, stays ignored where it was: under nohup.
 
     Args:
         world_size: processes that must agree.
@@ -39,7 +40,8 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # Python takes signals there only
-            self._previous = {number: signal.signal(number, self._remember) for number in self.signals}
+            self._previous = {number: signal.signal(number, self._remember) for number in self.signals
+                              if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -51,7 +53,8 @@ class StopRequest:
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = number
+        if number != signal.SIGHUP or not self.received:  # a closed terminal often comes with what closed it
+            self.received = number
 
     def agreed(self) -> int:
         """The signal that some process had, or 0: the same in all of them. Every process calls it once per step."""

@@ -6,15 +6,15 @@
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from configs import experiment_names, load_experiment
 from configs.base import OPTIONS, Command, build_parser, check_saved, default_options, parse
 from configs.checks import check
-from distributed import Processes, processes_from_environment, speaks_for_its_machine
+from distributed import Processes, end_with_launcher, processes_from_environment, speaks_for_its_machine
 from errors import DamagedFileError, InputError
 
 
@@ -22,11 +22,12 @@ def main(argv: Sequence[str] | None = None, stop_signals: Sequence[int] = ()) ->
     """Run one command line.
 
     Args:
-        stop_signals: signals at which to stop and save, besides SIGTERM, SIGINT and SIGUSR1.
+        stop_signals: signals at which to stop and save, besides SIGTERM, SIGINT, SIGUSR1 and SIGHUP.
 
     Returns:
         The exit code: 0; 2 for bad input; 1 for a run that had to stop; 128 + the number of a signal that stopped it
-        (SIGINT 130, SIGUSR1 138, SIGTERM 143), after which --resume continues at the next step.
+        (SIGHUP 129, SIGINT 130, SIGUSR1 138, SIGTERM 143), after which --resume continues at the next step. A launcher
+        that ended counts as a SIGTERM; a terminal or a pipe that nobody reads any more as a SIGHUP.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -40,38 +41,45 @@ def main(argv: Sequence[str] | None = None, stop_signals: Sequence[int] = ()) ->
             return 0
         return run(parse(argv), stop_signals)
     except DamagedFileError as error:
-        print(f"main.py: error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 1
     except InputError as error:
         if speaks_for_its_machine():
-            print(f"main.py: error: {error}", file=sys.stderr)
+            complain(f"error: {error}")
         return 2
     except OSError as error:  # a full disk, a closed pipe, a folder that went away
-        print(f"main.py: error: {error}; what was saved before is still good.", file=sys.stderr)
+        complain(f"error: {error}; what was saved before is still good.")
         return 1
     except KeyboardInterrupt:
-        print("main.py: interrupted; the same command with --resume continues from the last checkpoint.",
-              file=sys.stderr)
+        complain("interrupted; the same command with --resume continues from the last checkpoint.")
         return 130
     except RuntimeError as error:
-        from utils import tells_of_a_lost_process, tells_of_a_lost_worker
+        from utils import tells_of_a_lost_process, tells_of_a_lost_worker, without_places
 
         if tells_of_a_lost_worker(error):
-            print("main.py: error: a process that decodes images has ended, as for lack of memory "
-                  f"({str(error).splitlines()[0].strip()}); the same command with --resume continues from the last "
-                  "checkpoint, with fewer --num_workers, or with --num_workers 0, which needs none.", file=sys.stderr)
+            complain("error: a process that decodes images has ended, as for lack of memory "
+                     f"({str(error).splitlines()[0].strip()}); the same command with --resume continues from the last "
+                     "checkpoint, with fewer --num_workers, or with --num_workers 0, which needs none.")
             return 1
         if not tells_of_a_lost_process(error):
             raise
-        print("main.py: error: another process of this run has ended, or did not answer within --dist_timeout "
-              f"({str(error).splitlines()[0]}); the same command with --resume continues from the last checkpoint.",
-              file=sys.stderr)
+        complain("error: another process of this run has ended, or did not answer within --dist_timeout "
+                 f"({without_places(error)}); the same command with --resume continues from the last checkpoint.")
         return 1
+
+
+def complain(text: str) -> None:
+    with suppress(OSError):  # a terminal that was closed hears nothing
+        print(f"main.py: {text}", file=sys.stderr)
 
 
 def run(command: Command, stop_signals: Sequence[int] = ()) -> int:
     """Check everything that can be wrong, then build, then train or evaluate."""
     check(command.options)
+    end_with_launcher()
+    if processes_from_environment().world_size > 1:
+        # Before torch is loaded: else its C++ prints stacks for every process that is gone, beside our sentence.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     command = with_saved_options(command)
     options = command.options
     warnings = command.warnings + check(options)
@@ -184,6 +192,8 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
     if precision == "bf16":
         model.use_bfloat16()
     if options["compile"]:
+        if processes.is_main:
+            print(compilation_note(options["batch_size"]), flush=True)
         model.compile(options["batch_size"])
 
     folder = Path(options["output_dir"] or os.devnull)
@@ -270,6 +280,14 @@ def carry_out(continual, options: dict[str, Any], folder: Path, config: dict[str
     return 0
 
 
+def compilation_note(batch_size: int) -> str:
+    """What to say before silences of a minute."""
+    from models.prompted_vit import compilation_cache
+
+    return (f"--compile: torch makes kernels for batches of {batch_size} now, and more at the first step and the first "
+            f"evaluation; this takes minutes once, and later runs find them in {compilation_cache()}")
+
+
 def checkpoint_names(scenario) -> dict[int, str]:
     """Task -> the name of its checkpoint, for those after which is evaluated."""
     return {task: scenario.name_of(task) for task in scenario.evaluated_after}
@@ -289,5 +307,23 @@ def warn(processes: Processes, text: str) -> None:
         print(f"main.py: warning: {text}", file=sys.stderr)
 
 
+def leave(code: int) -> NoReturn:
+    """End the program with an exit code.
+
+    Where an error left the process group standing, nothing is taken down: that would wait once more for processes that
+    are gone, and print what came of it.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:  # nobody reads it any more, which Python would tell as an error of its own
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    torch = sys.modules.get("torch")
+    if code and torch and torch.distributed.is_available() and torch.distributed.is_initialized():
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__" or sys.argv[0] == "-m":  # `python -m main.py`, as the official README writes it
-    sys.exit(main())
+    leave(main())

@@ -18,9 +18,11 @@ Only the main process writes and prints; the others get a `Silent` reporter with
 """
 
 import csv
+import errno
 import io
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -108,7 +110,15 @@ class Reporter(SpeedReporter):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        print(text, file=self.stream, flush=True)
+        try:
+            print(text, file=self.stream, flush=True)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            # The terminal was closed, or `| tee` ended with Ctrl-C: no reason to lose the step. It is saved, as after
+            # a SIGHUP; where that is ignored (nohup), the run goes on.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            signal.raise_signal(signal.SIGHUP)
 
     def steps(self, task: int, epoch: int, done: int, total: int, loss: float, acc1: float, lr: float) -> None:
         where = f"{self._name(task + 1)} epoch {epoch + 1}/{self.epochs}"

@@ -93,8 +93,11 @@ if [[ -z $in_job ]]; then
   if [[ $PROCESSES == 1 ]]; then
     exec "$PYTHON" "$code/main.py" "${arguments[@]}"
   fi
-  # torchrun passes SIGTERM on to its processes, and no other signal; it ends with 1 whatever they end with.
+  # Under nohup a closed terminal stops nothing; torchrun by itself would stop then.
+  if [[ $(trap -p HUP) == "trap -- '' "* ]]; then export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGQUIT; fi
+  # torchrun passes SIGTERM on to its processes as it is; it ends with 1 whatever they end with.
   stopped=
+  trap 'stopped=129; kill -TERM $!' HUP
   trap 'stopped=143; kill -TERM $!' TERM
   trap 'stopped=138; kill -TERM $!' USR1
   trap 'stopped=130; kill -TERM $!' INT
@@ -132,6 +135,7 @@ signalled=
 trap 'out_of_time=yes signalled=yes; scancel --signal=$stop "$SLURM_JOB_ID"' USR1
 trap 'signalled=yes' TERM
 trap 'signalled=yes; scancel --signal=INT "$SLURM_JOB_ID"' INT
+trap 'signalled=yes; scancel --signal=HUP "$SLURM_JOB_ID"' HUP
 "${start[@]}" "${arguments[@]}" &
 while true; do  # a signal interrupts `wait`
   signalled=

@@ -5,8 +5,11 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import shutil
+import signal
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from distributed import Processes, slurm_meeting_place
+from distributed import Processes, meeting_place
 from errors import DamagedFileError, InputError
 
 
@@ -39,8 +42,8 @@ def init_distributed(processes: Processes, device: torch.device, dist_url: str =
     """Join the process group: NCCL for tensors on CUDA, gloo for those on the CPU. A single process does nothing.
 
     Args:
-        dist_url: where the processes meet. `env://` is MASTER_ADDR and MASTER_PORT, which torchrun sets; in a Slurm
-            job step those that are not set follow from the step.
+        dist_url: where the processes meet. `env://` is MASTER_ADDR and MASTER_PORT, which torchrun sets; those that
+            are not set follow from the Slurm job step or the mpirun.
         timeout: how long a process waits for the others before it gives up, here and in everything they do together.
 
     Raises:
@@ -49,8 +52,12 @@ def init_distributed(processes: Processes, device: torch.device, dist_url: str =
     if processes.world_size == 1:
         return
     if dist_url == "env://":
-        for name, value in slurm_meeting_place().items():
+        for name, value in meeting_place().items():
             os.environ.setdefault(name, value)
+        if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+            raise InputError(f"the {processes.world_size} processes do not know where to meet: set MASTER_ADDR to the "
+                             "machine of process 0 and MASTER_PORT to a free port there, or start them with torchrun "
+                             "or srun.")
     try:
         store, rank, world_size = next(dist.rendezvous(dist_url, processes.rank, processes.world_size, timeout=timeout))
         # Keys of their own for every start: torchrun may keep a store over restarts, with dead processes' addresses.
@@ -111,6 +118,34 @@ def tells_of_a_lost_process(error: RuntimeError) -> bool:
 def tells_of_a_lost_worker(error: RuntimeError) -> bool:
     """Whether this is how torch tells that a process that decodes images ended; it may come at any line."""
     return str(error).startswith("DataLoader worker")
+
+
+def without_places(error: RuntimeError) -> str:
+    """The first sentence of a C++ library's error, without the file and the line where it arose."""
+    return re.split(r"\. |\n", re.sub(r"^\[[^\]]*\] *", "", str(error).strip()))[0]
+
+
+def serve(trainer: int) -> None:
+    """Make this process one that works for `trainer`, the process that forked it: it ends when that does, however
+    that happens, and leaves signals to it. What is sent to all processes of a group or a job would otherwise take the
+    images away from a run that is about to finish its step and save.
+    """
+    if sys.platform != "linux":
+        return
+    parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl.h
+    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+    if os.getppid() != trainer:  # it ended before the line above
+        os._exit(1)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_told_by, args=(trainer,), daemon=True).start()
+
+
+def _end_when_told_by(trainer: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(0)
 
 
 @contextmanager

@@ -6,14 +6,13 @@ workers there are changes nothing but the time. Shapes as in `batches`.
 
 import multiprocessing
 import os
-import signal
 import stat
 import sys
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 
 import numpy as np
@@ -26,6 +25,7 @@ from torch.utils.data import Dataset as TorchDataset
 from continual_datasets.images import LabelledImages
 from continual_datasets.transforms import EvalTransform, TrainTransform
 from errors import DamagedFileError, InputError
+from utils import serve
 
 PIECE = 16  # images that one worker makes at a time: all workers join in the first batch, which the model waits for
 PIECES_AHEAD = 4  # of each worker
@@ -107,7 +107,7 @@ class Decoder:
         workers: dict = {}
         if self._num_workers:
             workers = {"num_workers": self._num_workers, "prefetch_factor": PIECES_AHEAD, "persistent_workers": True,
-                       "worker_init_fn": _end_for_the_parent_only}
+                       "worker_init_fn": partial(_begin_work, os.getpid())}
             if sys.platform == "linux":  # started in no time, and main.py is not imported again
                 workers["multiprocessing_context"] = "fork"
         with _any_number_of_workers():
@@ -116,25 +116,16 @@ class Decoder:
                               pin_memory=self._pin_memory, generator=torch.Generator(), **workers)
 
 
-def _end_for_the_parent_only(worker: int) -> None:
-    """Clusters send SIGTERM to every process of a run: the main one stops and saves, and needs them till then."""
-    if hasattr(signal, "sigwaitinfo"):  # not on a Mac
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_told, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_when_told(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
-
-
 @contextmanager
 def _any_number_of_workers() -> Iterator[None]:
     """Without torch's warning of more workers than cores: some wait for the disk, and the default must fit many."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*worker processes in total")
         yield
+
+
+def _begin_work(trainer: int, worker: int) -> None:
+    serve(trainer)
 
 
 class _Orders:

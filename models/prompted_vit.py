@@ -261,6 +261,13 @@ def patch_statistics(patches_BTD: Tensor, which: str) -> Tensor:
     return patches_BTD.amax(1) + 2 * patches_BTD.mean(1)
 
 
+def compilation_cache() -> str:
+    """The folder in which torch.compile keeps its kernels from one run to the next (TORCHINDUCTOR_CACHE_DIR)."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return cache_dir()
+
+
 def first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 

@@ -22,10 +22,12 @@ PLACES = ("training", "evaluation", "writing a checkpoint")
 class Run:
     """`python main.py words --output_dir folder` as a child process, whose output is read as it comes."""
 
-    def __init__(self, folder: Path, *words: object, launcher: tuple[str, ...] = (), **environment: str):
+    def __init__(self, folder: Path, *words: object, launcher: tuple[str, ...] = (), nohup: bool = False,
+                 **environment: str):
         self.folder, self.lines = folder, []
         self.process = subprocess.Popen(
-            [sys.executable, *launcher, str(ROOT / "main.py"), *map(str, words), "--output_dir", str(folder)],
+            [*["nohup"] * nohup, sys.executable, *launcher, str(ROOT / "main.py"), *map(str, words), "--output_dir",
+             str(folder)],
             cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
             env=os.environ | environment)
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -72,6 +74,14 @@ class Run:
 
     def text(self) -> str:
         return "\n".join(self.lines)
+
+
+def alive(process: int) -> bool:
+    """Whether a process of this number runs; one that ended and that nobody has asked for does not."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes() != b""
+    except OSError:
+        return False
 
 
 def kill_at(place: str, run: Run, draw: random.Random) -> str | None:

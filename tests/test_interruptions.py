@@ -1,13 +1,22 @@
 """Nothing is ever lost: runs that a signal stops or kills go on, and end as if nothing had happened."""
 
+import fcntl
+import os
 import random
 import re
 import signal
+import subprocess
+import sys
+import termios
 import time
+from pathlib import Path
 
 import pytest
-from fixtures import run_program
-from killing import PLACES, Run, assert_same_results, kill_at, log, numbers
+from fixtures import ROOT, run_program
+from killing import PLACES, Run, alive, assert_same_results, kill_at, log, numbers
+from published import class_folders, write_files
+
+from utils import load_checkpoint
 
 
 # ---- signals ----
@@ -28,6 +37,65 @@ def test_a_signal_stops_after_the_step_and_nothing_is_computed_twice(number, sho
     first_step = next(line for line in again.lines if " step " in line).split()[5]
     assert int(first_step.split("/")[0]) == int(last_step.split("/")[0]) + 1
     assert_same_results(undisturbed, tmp_path / "run")
+
+
+@pytest.mark.parametrize("closed", ["terminal", pytest.param("pipe", marks=pytest.mark.long)])
+def test_nobody_reads_the_output_any_more(closed, short_run, tmp_path):
+    """A terminal that was closed, a connection that dropped; `| tee` that ended with the Ctrl-C meant for the run."""
+    ours, theirs = os.openpty() if closed == "terminal" else os.pipe()
+
+    def take_terminal():
+        os.setsid()
+        if closed == "terminal":
+            fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    run = subprocess.Popen([sys.executable, str(ROOT / "main.py"), *map(str, short_run), "--output_dir",
+                            str(tmp_path)], stdout=theirs, stderr=theirs, stdin=theirs, preexec_fn=take_terminal)
+    os.close(theirs)
+    shown = ""
+    while "task 2/3 epoch 1/2" not in shown:
+        shown += os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert run.wait(timeout=60) == 129
+    state = load_checkpoint(tmp_path / "checkpoint" / "last.pth")["run"]
+    assert state["task"] == 1
+    assert 0 < state["step"] < 9, "it stopped after its step"
+    again = Run(tmp_path, *short_run, "--resume")
+    assert again.wait_for(rf"task 2/3 epoch {state['epoch'] + 1}/2 step {state['step'] + 1}/9")
+    again.kill()
+
+
+@pytest.mark.long
+def test_a_closed_terminal_means_nothing_to_nohup(short_run, tmp_path):
+    run = Run(tmp_path / "run", *short_run, nohup=True)
+    assert run.wait_for("task 1/3 epoch 1/2 step 3/9")
+    run.send(signal.SIGHUP)
+    assert run.wait_for("after task 1/3")
+    run.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_decoding_processes_leave_signals_to_the_trainer_and_end_with_it(number, short_run, tmp_path):
+    """Slurm, systemd and a terminal send them a signal, too."""
+    write_files(tmp_path / "photos", class_folders(["a", "b"], 90, (48, 48), "JPEG"))
+    words = [*short_run, "--dataset", "Split-Folder", "--data-path", tmp_path / "photos", "--num-tasks", 2,
+             "--num-workers", 3, "--epochs", 20]
+    run = Run(tmp_path / "run", *words)
+    assert run.wait_for("task 1/2 epoch 1/20 step 3/")
+    trainer = run.process.pid
+    children = [int(word) for word in Path(f"/proc/{trainer}/task/{trainer}/children").read_text().split()]
+    assert len(children) == 3
+    if number == signal.SIGTERM:
+        os.killpg(trainer, number)
+        assert run.end() == 143, run.text()
+        assert "stopped by SIGTERM; everything done is saved" in run.lines[-1]
+    else:
+        run.send(number)
+        assert run.end() == -number
+    until = time.monotonic() + 3
+    while any(map(alive, children)):
+        assert time.monotonic() < until, "they outlive the trainer"
+        time.sleep(0.02)
 
 
 TASKS_STOP = "task 1/3 epoch 2/2 step 5/9", "task 2/3 epoch 1/2 step 8/9"

@@ -70,7 +70,7 @@ def test_train_sh_asks_for_a_number_of_processes():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_train_sh_stops_all_its_processes(number, data, tmp_path):
     """A signal to train.sh alone reaches both processes, which save; its exit code tells of it."""
     words = tiny(data, "--device", "cpu", "--output_dir", tmp_path / "out", "--epochs", 60, "--print-freq", 1)

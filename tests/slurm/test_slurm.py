@@ -122,7 +122,7 @@ def whole(cluster) -> dict:
 def test_who_a_process_is(cluster):
     """In the shell that salloc opens, one process; started by srun there, each its own of two."""
     who = "import sys; sys.path.insert(0, '.'); import distributed as d; p = d.processes_from_environment(); " \
-          "print(p.rank, p.local_rank, p.world_size, p.local_world_size, d.slurm_meeting_place())"
+          "print(p.rank, p.local_rank, p.world_size, p.local_world_size, d.meeting_place())"
     shell = f'{sys.executable} -c "{who}"; srun {sys.executable} -c "{who}"'
     printed = cluster.run("salloc", "--quiet", "--nodes=2", "--ntasks=2", "bash", "-c", shell).stdout.splitlines()
     assert printed[0] == "0 0 1 1 {}"
