@@ -18,6 +18,7 @@ from utils import load_checkpoint
 # The model of the demo on 32 pixels, one epoch, one or two images of each class.
 SMALL = ("--model", "glyph_vit_tiny", "--no-pretrained", "--input-size", 32, "--batch-size", 4, "--epochs", 1,
          "--num-workers", 0, "--device", "cpu")
+BLOCKS = 4  # of that model
 STREAM = ("--gaussian_episodes", 2, "--gaussian_steps", 2, "--gaussian_width", 1, "--gaussian_eval_every", 1)
 
 
@@ -48,8 +49,8 @@ def imagenet_r(root: Path) -> tuple[object, ...]:
     return "--data-path", root, "--num-tasks", 2
 
 
-FILES = {"cifar100": cifar100, "cifar100_gaussian_l2p": stream, "demo": glyphs, "five_datasets_l2p": five,
-         "core50_l2p": core50, "imagenet_r_l2p": imagenet_r}  # by the name, or by its first word
+FILES = {"cifar100": cifar100, "cifar100_gaussian_l2p": stream, "demo": glyphs, "five": five, "core50": core50,
+         "imagenet": imagenet_r}  # by the name, or by its first word
 SETTINGS = {"cifar100_gaussian_l2p": "task-agnostic", "core50_l2p": "domain-incremental"}  # others: class-incremental
 
 
@@ -58,6 +59,8 @@ def test_two_tasks(name, tmp_path, monkeypatch):
     """To the end, with the experiment's own settings; and `--eval` finds the same numbers."""
     (tmp_path / "data").mkdir()
     given = (FILES.get(name) or FILES[name.partition("_")[0]])(tmp_path / "data")
+    if layers := [layer for layer in load_experiment(name).defaults.get("prompt_layers", []) if layer < BLOCKS]:
+        given = (*given, "--prompt_layers", *layers)
     accept(monkeypatch, tmp_path / "data")
     assert run(name, *SMALL, *given, "--output-dir", tmp_path / "run") == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
