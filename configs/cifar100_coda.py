@@ -1,4 +1,4 @@
-"""Split CIFAR-100, CODA-Prompt: each image weights 100 components in each of the first five blocks.
+"""Split CIFAR-100, CODA-Prompt: each image weights 100 components in each of five blocks.
 
     python main.py cifar100_coda --data-path DIR
 

@@ -153,7 +153,7 @@ def test_what_it_refuses(words, message, data, tmp_path):
 
 
 # ---- runs ----
-RUN = ("cifar100_coda", "--num-tasks", 3, *WORDS, "--prompt_layers", 0, 3, "--size", 7, "--length", 4, "--top_k", 1)
+RUN = ("cifar100_coda", "--num-tasks", 3, *WORDS, "--prompt_layers", 0, 3, "--size", 7, "--length", 4)
 
 
 @pytest.fixture(scope="module")

@@ -93,18 +93,6 @@ def test_core50_trains_the_backbone_and_asks_a_frozen_copy(tmp_path):
     assert (tmp_path / "run" / "accuracy_matrix.csv").read_text().splitlines()[0].startswith("test,after_session_1,")
 
 
-def test_task_incremental_is_another_evaluation_of_the_same_run(tmp_path):
-    data = write_npz(tmp_path / "data.npz", classes=6)
-    words = ("cifar100_l2p", *SMALL, "--data-path", data, "--num-tasks", 3, "--output-dir", tmp_path / "run")
-    assert run(*words) == 0
-    assert run("--eval", "--task_inc", "--output-dir", tmp_path / "run") == 0
-    classes, tasks = (json.loads((tmp_path / "run" / f"{name}.json").read_text()) for name in (
-        "summary", "eval_summary"))
-    assert "task-incremental" in tasks["protocol"]
-    assert tasks["acc@1"] >= classes["acc@1"], "fewer classes compete"
-    assert tasks["loss"] < classes["loss"]
-
-
 def test_task_incremental_needs_tasks_with_classes_of_their_own(tmp_path, capsys):
     write_core50(tmp_path, per_session=1)
     assert run("core50_l2p", *SMALL, "--data-path", tmp_path, "--task_inc", "--output-dir", "") == 2

@@ -28,7 +28,9 @@ from configs.base import OPTIONS, parse
 from continual_datasets import images_in_memory
 from continual_datasets.scenario import Sessions
 from models import PromptedViT, build_model
-from utils import load_checkpoint
+from prompt import Host
+from prompt_methods import build_prompt_method
+from utils import load_checkpoint, random_generator
 
 
 # ---- runs ----
@@ -116,6 +118,19 @@ def test_exactly_what_is_said_trains_and_nothing_frozen_moves(method, finished):
     assert learned.keys() == sizes.keys() | set(method.buffers), "a checkpoint holds exactly what was learned"
     for name, tensor in found.model.state_dict().items():
         assert torch.equal(tensor, found.before[name]) == (name not in learned), name
+
+
+@pytest.mark.parametrize(("experiment", "published"), [
+    ("cifar100_l2p", 10 * 5 * 768 + 10 * 768), ("cifar100_dualprompt", 2 * 10 * 768 + 10 * 3 * 10 * 768 + 10 * 768),
+    ("cifar100_coda", 5 * 100 * (8 + 1 + 1) * 768), ("cifar100_oneprompt", 107_520),
+    ("imagenet_r_dualprompt", 2 * 10 * 768 + 10 * 3 * 40 * 768 + 10 * 768)])
+def test_sizes_in_a_vit_b16(experiment, published):
+    """What trains beside the head in ten tasks, by the published settings."""
+    host = Host(dim=768, depth=12, num_heads=12, head_dim=64, num_tasks=10,
+                generator=functools.partial(random_generator, 0))
+    options = parse([experiment]).options
+    prompt = build_prompt_method(options["prompt_method"], options, host)
+    assert sum(parameter.numel() for parameter in prompt.parameters()) == published
 
 
 # ---- what is reported ----
@@ -213,6 +228,18 @@ def test_a_stream_without_tasks(method, data, tmp_path):
     assert code == 2
     [line] = [line for line in err.splitlines() if "warning" not in line]
     assert line.startswith(f"main.py: error: {method.in_a_stream}")
+    assert not out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["dualprompt", "coda", "oneprompt"])
+def test_prefixes_need_plain_attention(name, data, tmp_path):
+    method = next(method for method in METHODS if method.name == name)
+    model = ("--model", "vit_small_patch16_18x2_224", "--no-pretrained", "--init-checkpoint", "none")
+    code, out, err = call(*command(method, data), *model, "--output-dir", tmp_path / "run")
+    assert code == 2
+    assert (f"--prompt_method {name} adds keys and values to timm's plain attention, and the blocks of "
+            "vit_small_patch16_18x2_224 are of another kind") in err.splitlines()[-1]
     assert not out
     assert not (tmp_path / "run").exists()
 
