@@ -291,6 +291,8 @@ class Continual:
         for batch in self.batches.training(self.scenario.tasks[task].train, task, 0, augment=False):
             if stop := self.stop.agreed():
                 raise Interrupted(stop)
+            if self.model.prompt.draws:
+                torch.manual_seed(random_seed(self.recipe.seed, "observing", task, batch.index, self.processes.rank))
             features_BD = self.model.features(batch.images_BCHW)
             count = len(batch.labels_B) if batch.share else 0  # a process without images repeats one
             # Each process computes its share of the features, and every head sees all of them in one order.

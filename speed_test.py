@@ -79,7 +79,8 @@ def parts_of(continual: Continual, fresh_query_cache: Callable[[], Any]
 
     query_BD, few_query_BD = query(images_BCHW), query(few_BCHW)
     query_flops = flops_per_image(query, few_BCHW)
-    forward_flops = flops_per_image(lambda images: forward(images, few_query_BD), few_BCHW)
+    # With gradients: torch's counter stumbles over a view of a parameter that was taken without.
+    forward_flops = flops_per_image(lambda images: model.eval()(images, query_BD=few_query_BD), few_BCHW)
     if model.prompt.needs_query:
         yield "query pass", query_flops, lambda: len(query(images_BCHW))
     yield "prompted pass" if model.prompt.layers else "pass", forward_flops, lambda: forward(images_BCHW, query_BD)

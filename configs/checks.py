@@ -30,7 +30,7 @@ def _check_prompts(o: Options) -> None:
 
 
 def _check_pool(o: Options) -> None:
-    has_pool = o["prompt_method"] != "none" and o["prompt_pool"]
+    is_l2p, has_pool = o["prompt_method"] == "l2p", o["prompt_method"] == "l2p" and o["prompt_pool"]
     if has_pool and o["top_k"] > o["size"]:
         raise InputError(f"--top_k {o['top_k']} is more than --size {o['size']}: a prompt cannot be chosen twice; "
                          f"use --top_k {o['size']} or less.")
@@ -38,11 +38,13 @@ def _check_pool(o: Options) -> None:
     if o["prompt_method"] != "none" and vectors > MOST_VECTORS:
         raise InputError(f"--size {o['size']} --length {o['length']} in {len(o['prompt_layers'])} layer(s): more than "
                          f"{MOST_VECTORS} vectors in a pool; give fewer.")
-    for switch in ("use_prompt_mask", "shared_prompt_pool", "shared_prompt_key"):
-        if o[switch] and not has_pool:
-            remedy = "--prompt_method l2p" if o["prompt_method"] == "none" else "--prompt_pool true"
-            raise InputError(f"--{switch} needs a prompt pool: remove it, or use {remedy}.")
-    if o["shared_prompt_key"] and not (o["prompt_key"] and o["prompt_choice"] == "nearest"):
+    shares = has_pool or o["prompt_method"] == "dualprompt"
+    for switch, has_what_it_needs in (("use_prompt_mask", has_pool), ("shared_prompt_pool", shares),
+                                      ("shared_prompt_key", shares)):
+        if o[switch] and not has_what_it_needs:
+            remedy = "--prompt_pool true" if is_l2p else "--prompt_method l2p"
+            raise InputError(f"--{switch} needs L2P's prompt pool: remove it, or use {remedy}.")
+    if is_l2p and o["shared_prompt_key"] and not (o["prompt_key"] and o["prompt_choice"] == "nearest"):
         raise InputError("--shared_prompt_key needs keys of their own: use --prompt_key true and --prompt_choice "
                          "nearest.")
     if o["prompt_choice"] == "fixed" and o["use_prompt_mask"]:

@@ -1,4 +1,4 @@
-"""Split CIFAR-100, OnePrompt: DualPrompt's shape with one prompt for all tasks, no query.
+"""Split CIFAR-100, OnePrompt: DualPrompt's shape with one prompt for all tasks.
 
     python main.py cifar100_oneprompt --data-path DIR
 

@@ -119,10 +119,11 @@ def assert_same_results(one: Path, other: Path) -> None:
     assert names == others
     assert len(names) > 3
     for name in names:
-        states = [load_checkpoint(folder / "checkpoint" / name) for folder in (one, other)]
-        assert states[0]["model"].keys() == states[1]["model"].keys()
-        for key, tensor in states[0]["model"].items():
-            assert torch.equal(tensor, states[1]["model"][key]), f"{name}: {key}"
+        part = "statistics" if name.startswith("statistics") else "model"
+        ours, theirs = (load_checkpoint(folder / "checkpoint" / name)[part] for folder in (one, other))
+        assert ours.keys() == theirs.keys()
+        for key, tensor in ours.items():
+            assert torch.equal(tensor, theirs[key]), f"{name}: {key}"
     assert numbers(one) == numbers(other)
     assert log(one) == log(other)
     assert (one / "accuracy_matrix.csv").read_text() == (other / "accuracy_matrix.csv").read_text()

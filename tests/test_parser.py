@@ -407,6 +407,9 @@ CONTRADICTIONS = {
     "--no-prompt_pool --shared_prompt_pool": "--shared_prompt_pool .*--prompt_pool true",
     "--no-prompt_pool --shared_prompt_key": "--shared_prompt_key .*--prompt_pool true",
     "cifar100_linear --shared_prompt_pool": "--shared_prompt_pool .*--prompt_method l2p",
+    "cifar100_dualprompt --use_prompt_mask": "--use_prompt_mask .*--prompt_method l2p",
+    "cifar100_oneprompt --shared_prompt_pool": "--shared_prompt_pool .*--prompt_method l2p",
+    "cifar100_coda --shared_prompt_key": "--shared_prompt_key .*--prompt_method l2p",
     "--no-prompt_key --shared_prompt_key": "--shared_prompt_key .*--prompt_key true",
     "--scale 0.9 0.2": "--scale 0.9 0.2",
     "--scale 0 1": "--scale 0 1",
@@ -428,6 +431,7 @@ def test_contradictions_are_refused_by_the_options_names(line):
 
 @pytest.mark.parametrize("line", [
     "--size 5 --top_k 5", "--no-prompt_pool --top_k 20", "--prompt_method none --head_type gap --top_k 20",
+    "cifar100_oneprompt --size 3", "cifar100_dualprompt --shared_prompt_key --no-prompt_key",
     "--no-prompt_key", "--use_prompt_mask --shared_prompt_pool --shared_prompt_key", "cifar100_ncm --epochs 1",
     "--adapt first --align", "--adapt first --head ridge", "--adapt none --head ncm", "--joint",
     "--scale 0.5 0.5 --ratio 1 1", "--output_dir ''", "--freeze", "--eval", "--resume --no-eval",
