@@ -4,6 +4,7 @@ A task may also be a session or an episode of a stream. Where these differ, the 
 is one. Shapes: B images in a batch, K classes, M prompts in the pool.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -20,7 +21,11 @@ from utils import Processes, random_seed, sum_over_processes
 
 
 class NonFiniteLossError(Exception):
-    """Training cannot go on: the text names the task, the epoch and the step."""
+    """A run cannot go on: the text names the task, and the epoch and the step or the test."""
+
+
+_CAUSES = ("the pretrained weights or what was learned hold values that are not finite or far too large; checkpoints "
+           "saved before are still good. Look at --init_checkpoint, or begin anew with --overwrite and a lower --lr.")
 
 
 @dataclass(frozen=True)
@@ -109,9 +114,7 @@ class Continual:
             self.model.load_learned_state(resume_from["model"])
             if trained:
                 optimizer, schedule = self._optimizer()
-                optimizer.load_state_dict(resume_from["optimizer"])
-                for part, state in zip(_schedule_parts(schedule), resume_from["schedule"], strict=True):
-                    part.load_state_dict(state)
+                load_training_state(optimizer, schedule, resume_from)
         learner = self.distributed() if trained else self.model
         while run.task < len(self.scenario.tasks):
             if run.epoch == 0 and run.step == 0:
@@ -236,6 +239,9 @@ class Continual:
         # Each process saw its share: what all of them added is the sum of the differences.
         for buffer, before in ((self.model.head.sums_KD, sums), (self.model.head.counts_K, counts)):
             buffer.copy_(before + sum_over_processes(buffer - before))
+        if not self.model.head.sums_KD.isfinite().all():  # before it is saved
+            raise NonFiniteLossError(f"the features of {self.scenario.setting.unit} {task + 1} are not finite: "
+                                     f"{_CAUSES}")
         return {}
 
     # ---- evaluation ----
@@ -290,6 +296,9 @@ class Continual:
             raise Interrupted(stop)
         loss, hits1, hits5, images = sum_over_processes(sums).tolist()
         chosen = sum_over_processes(chosen_M).cpu() if pool_size else None
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(f"the loss in the test of {self.scenario.setting.unit} {task + 1} is not finite: "
+                                     f"{_CAUSES}")
         return 100 * hits1 / images, 100 * hits5 / images, loss / images, chosen
 
     def _votes(self) -> bool:
@@ -310,9 +319,7 @@ class Continual:
 
     def _save_last(self, run: RunState, optimizer, schedule) -> None:
         self.reporter.save("last", {
-            "model": self.model.learned_state(), "run": run.state(),
-            "optimizer": optimizer.state_dict() if optimizer else None,
-            "schedule": [part.state_dict() for part in _schedule_parts(schedule)]})
+            "model": self.model.learned_state(), "run": run.state(), **training_state(optimizer, schedule)})
 
 
 def train_step(learner: nn.Module, optimizer: torch.optim.Optimizer, batch, task: int | None,
@@ -338,6 +345,19 @@ def train_step(learner: nn.Module, optimizer: torch.optim.Optimizer, batch, task
         nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip_grad)
     optimizer.step()
     return loss.detach(), hits
+
+
+def training_state(optimizer: torch.optim.Optimizer | None, schedule: Any) -> dict[str, Any]:
+    """What of training a checkpoint holds beside the model."""
+    return {"optimizer": optimizer.state_dict() if optimizer else None,
+            "schedule": [part.state_dict() for part in _schedule_parts(schedule)]}
+
+
+def load_training_state(optimizer: torch.optim.Optimizer, schedule: Any, state: dict[str, Any]) -> None:
+    """Take over what `training_state` gave."""
+    optimizer.load_state_dict(state["optimizer"])
+    for part, saved in zip(_schedule_parts(schedule), state["schedule"], strict=True):
+        part.load_state_dict(saved)
 
 
 def _schedule_parts(schedule: Any) -> list[Any]:

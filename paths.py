@@ -80,7 +80,8 @@ def read_bytes(path: Path, name: str, limit: int) -> bytes:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     try:
         with open(path, "rb") as file:
-            content = file.read(limit + 1) if os.fstat(file.fileno()).st_size <= limit else None
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(size + 1) if size <= limit else None  # as much memory is taken as is asked for
     except OSError as error:
         raise InputError(f"{name} cannot be read ({error.strerror}).") from error
     if content is None or len(content) > limit:
