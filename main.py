@@ -124,18 +124,16 @@ def with_saved_options(command: Command) -> Command:
 
 def free_to_change(evaluates: bool, saved: dict[str, Any], given: dict[str, Any]) -> set[str]:
     """The options that may differ from those saved with a run, when it is evaluated or goes on."""
+    from continual_datasets.class_orders import is_drawn
+
     free = {name for name, option in OPTIONS.items() if option.run_only}
     free |= {"device", "data_path", "init_checkpoint"}
     if evaluates:  # what is measured may change, what was trained may not
         free |= {"batch_size", "batchwise_prompt", "compile", "eval_per_image", "precision", "task_inc", "world_size"}
-    both_from_files = all(is_file_of_classes(options.get("class_order")) for options in (saved, given))
-    if both_from_files:  # a file that was moved: its content is compared with scenario.json
+    orders = [options.get("class_order") or "seed" for options in (saved, given)]
+    if not any(map(is_drawn, orders)):  # a file that was moved: its content is compared with scenario.json
         free.add("class_order")
     return free
-
-
-def is_file_of_classes(class_order: str | None) -> bool:
-    return class_order is not None and not class_order.startswith("seed")
 
 
 def check_output_dir(options: dict[str, Any]) -> None:

@@ -94,7 +94,7 @@ def read_text(path: Path, name: str, limit: int) -> str:
     try:
         return read_bytes(path, name, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{name} is no UTF-8 text.") from error
+        raise InputError(f"{name} is no UTF-8 text; save it as UTF-8.") from error
 
 
 def _kind(path: Path, name: str) -> int | None:

@@ -9,6 +9,7 @@ from typing import Any
 import saved_files
 from errors import InputError
 from kinds import like
+from paths import outside_path
 from utils import load_checkpoint, write_atomically
 
 RUN_FILES = ("config.json", "scenario.json", "log.jsonl", "accuracy_matrix.csv", "summary.json", "eval_summary.json",
@@ -42,7 +43,7 @@ def check_writable(output_dir: str, patterns: Iterable[str] = RUN_PATTERNS) -> N
     Args:
         patterns: the files of a run that are written: those that are there must be ours to write, and their folders.
     """
-    path = Path(output_dir).absolute()
+    path = outside_path("--output_dir", output_dir).absolute()
     nearest = next(p for p in (path, *path.parents) if p.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"--output_dir {output_dir}: no files can be made in {nearest}; name another folder.")

@@ -20,6 +20,7 @@ from configs import load_experiment
 from configs.base import build_parser, parse
 from configs.launcher import PROGRAM, Submission, help_groups, read_submission
 from errors import InputError
+from paths import outside_path
 
 MAX_TIMEOUTS = 1000
 """How often submitit may requeue a job whose time is over: in effect, until the run is finished."""
@@ -134,8 +135,8 @@ def submit(submission: Submission) -> int:
     if cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
         raise InputError("--cluster slurm: there is no sbatch and srun on this machine; submit where Slurm is, or use "
                          "--cluster local.")
-    shared = Path(o["shared_folder"]).absolute()
-    job_dir = Path(o["job_dir"]).absolute() if o["job_dir"] else shared / "%j"
+    shared = outside_path("--shared_folder", o["shared_folder"]).absolute()
+    job_dir = outside_path("--job_dir", o["job_dir"]).absolute() if o["job_dir"] else shared / "%j"
     training = Training(job_words(submission, job_dir), None if "dist_url" in submission.command.given else shared,
                         o["cpus_per_task"])
     try:

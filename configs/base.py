@@ -16,35 +16,64 @@ from typing import Any, NoReturn
 
 from configs import DEFAULT_EXPERIMENT, Experiment, experiment_names, load_experiment
 from errors import InputError
-
+from paths import expanded
 
 # ---- types: text -> value, or an error that says what is accepted ----
-def integer(low: int) -> Callable[[str], int]:
+# Every number has an upper bound: one that sizes memory or a loop, or is squared and multiplied, ends a run otherwise.
+EPOCHS = 1_000_000
+RATE = 1e6  # of learning rates and what they are multiplied by: products of two fit float32
+
+
+def integer(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = low - 1
+        if len(text) > 100 and text.isdecimal():  # Python refuses to read thousands of digits
+            value = high + 1
         if value < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
+            raise argparse.ArgumentTypeError(f"{_shortened(text)} is not a whole number of at least {low}")
+        if value > high:
+            raise argparse.ArgumentTypeError(f"{_shortened(text)} is too much: give at most {high}")
         return value
 
     return parse
 
 
-def number(low: float = -math.inf, high: float = math.inf) -> Callable[[str], float]:
+def number(low: float, high: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not (math.isfinite(value) and low <= value <= high):
-            limits = f" from {low:g} to {high:g}" if math.isfinite(high) else f" of at least {low:g}"
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not a finite number{limits if math.isfinite(low) else ''}")
+        if not low <= value < math.inf:
+            raise argparse.ArgumentTypeError(f"{_shortened(text)} is not a finite number of at least {low:g}")
+        if value > high:
+            raise argparse.ArgumentTypeError(f"{_shortened(text)} is too much: give at most {high:g}")
         return value
 
     return parse
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:30]}…{text[-5:]}")
+
+
+def path(text: str) -> str:
+    """A path, `~` expanded. `checks` looks whether what lies there can be used."""
+    try:
+        return expanded(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(error) from error
+
+
+def meeting_place(text: str) -> str:
+    """A URL for torch.distributed, which would take file://folder/name for /name."""
+    scheme, _, place = text.partition("://")
+    if scheme == "file" and not path(place).startswith("/"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no file://, and an absolute path behind it")
+    return text
 
 
 def boolean(text: str) -> bool:
@@ -83,11 +112,11 @@ SCHEDULES = ("constant", "cosine", "tanh", "step", "multistep", "poly", "plateau
 _o = Option
 GROUPS: dict[str, list[Option]] = {
     "training": [
-        _o("batch_size", integer(1), 16, "images per process and step, in training and in evaluation"),
-        _o("epochs", integer(1), 5, "passes over each task's images"),
-        _o("seed", integer(0), 42, "seed of every random draw"),
+        _o("batch_size", integer(1, 16_384), 16, "images per process and step, in training and in evaluation"),
+        _o("epochs", integer(1, EPOCHS), 5, "passes over each task's images"),
+        _o("seed", integer(0, 2**63 - 1), 42, "seed of every random draw"),
         _o("device", str, "auto", "auto (a GPU when there is one), cpu, cuda or cuda:N"),
-        _o("print_freq", integer(1), 10, "steps between progress lines", run_only=True),
+        _o("print_freq", integer(1, 1_000_000), 10, "steps between progress lines", run_only=True),
     ],
     "speed": [
         _o("precision", str, "auto", "of the ViT: fp32, tf32 and bf16; auto = bf16 on a GPU that has it, else fp32. "
@@ -98,9 +127,9 @@ GROUPS: dict[str, list[Option]] = {
     ],
     "model": [
         _o("model", str, "vit_base_patch16_224", "any timm VisionTransformer, with or without a tag"),
-        _o("input_size", integer(1), 224, "side of the square input, pixels"),
+        _o("input_size", integer(1, 4096), 224, "side of the square input, pixels"),
         _o("pretrained", boolean, True, "start from the pretrained weights of the model's tag"),
-        _o("init_checkpoint", or_none(str), None, "backbone weights: official .npz, .safetensors or .pth"),
+        _o("init_checkpoint", or_none(path), None, "backbone weights: official .npz, .safetensors or .pth"),
         _o("input_norm", str, "none", "pixels: none = [0, 1]; imagenet or the model's own mean and std",
            ("none", "imagenet", "model")),
         _o("drop", number(0, 0.99), 0.0, "dropout rate in the prompted pass"),
@@ -117,45 +146,47 @@ GROUPS: dict[str, list[Option]] = {
     ],
     "optimizer": [
         _o("opt", str, "adam", "any timm optimizer"),
-        _o("opt_eps", number(0), 1e-8, "epsilon of the optimizer"),
+        _o("opt_eps", number(0, RATE), 1e-8, "epsilon of the optimizer"),
         _o("opt_betas", number(0, 0.999999), [0.9, 0.999], "betas of the optimizer", nargs=2),
         _o("momentum", number(0, 1), 0.9, "momentum of sgd and the like"),
-        _o("weight_decay", number(0), 0.0, "weight decay of matrices (none for biases)"),
-        _o("clip_grad", or_none(number(1e-12)), 1.0, "largest global gradient norm of what trains; none: no clipping"),
+        _o("weight_decay", number(0, RATE), 0.0, "weight decay of matrices (none for biases)"),
+        _o("clip_grad", or_none(number(1e-12, 1e12)), 1.0,
+           "largest global gradient norm of what trains; none: no clipping"),
         _o("reinit_optimizer", boolean, True, "a new optimizer and schedule for every task; otherwise, and in a stream "
            "without tasks, one of each for the whole run"),
     ],
     "learning rate": [
-        _o("lr", number(0), 0.03, "learning rate for a batch of 256"),
+        _o("lr", number(0, RATE), 0.03, "learning rate for a batch of 256"),
         _o("unscale_lr", boolean, True, "scale lr by the batch of one process, not of all processes together"),
         _o("sched", str, "constant", "schedule over the epochs of a task, or of the whole run, timm's", SCHEDULES),
-        _o("warmup_epochs", integer(0), 5, "epochs of linear warm-up (not with constant)"),
-        _o("warmup_lr", number(0), 1e-6, "learning rate where the warm-up begins"),
-        _o("min_lr", number(0), 1e-5, "lowest learning rate of cosine, tanh, poly, plateau"),
-        _o("decay_epochs", number(1), 30.0, "epochs between decays (step)"),
-        _o("decay_milestones", integer(1), [30, 60], "epochs at which to decay (multistep)", nargs="+"),
-        _o("decay_rate", number(0), 0.1, "factor of a decay (step, multistep, plateau), power (poly)"),
-        _o("patience_epochs", integer(0), 10, "epochs without a lower training loss before a decay (plateau)"),
-        _o("cooldown_epochs", integer(0), 10, "epochs of rest after a decay (plateau)"),
-        _o("lr_noise", number(0), None, "one or two shares of the epochs between which the rate is noisy", nargs="+"),
-        _o("lr_noise_pct", number(1e-6), 0.67, "largest share by which noise moves the rate"),
-        _o("lr_noise_std", number(0), 1.0, "standard deviation of that noise"),
+        _o("warmup_epochs", integer(0, EPOCHS), 5, "epochs of linear warm-up (not with constant)"),
+        _o("warmup_lr", number(0, RATE), 1e-6, "learning rate where the warm-up begins"),
+        _o("min_lr", number(0, RATE), 1e-5, "lowest learning rate of cosine, tanh, poly, plateau"),
+        _o("decay_epochs", number(1, EPOCHS), 30.0, "epochs between decays (step)"),
+        _o("decay_milestones", integer(1, EPOCHS), [30, 60], "epochs at which to decay (multistep)", nargs="+"),
+        _o("decay_rate", number(0, 10), 0.1, "factor of a decay (step, multistep, plateau), power (poly)"),
+        _o("patience_epochs", integer(0, EPOCHS), 10, "epochs without a lower training loss before a decay (plateau)"),
+        _o("cooldown_epochs", integer(0, EPOCHS), 10, "epochs of rest after a decay (plateau)"),
+        _o("lr_noise", number(0, 1), None, "one or two shares of the epochs between which the rate is noisy",
+           nargs="+"),
+        _o("lr_noise_pct", number(0.001, 1), 0.67, "largest share by which noise moves the rate"),
+        _o("lr_noise_std", number(0, 100), 1.0, "standard deviation of that noise"),
     ],
     "data": [
         _o("dataset", str, "Split-CIFAR100",
            "a data set of the catalogue (a wrong name prints all), or several with commas between: a task for each"),
-        _o("data_path", str, "/local_datasets/", "folder of the data, an archive of it, or an .npz file"),
+        _o("data_path", path, "/local_datasets/", "folder of the data, an archive of it, or an .npz file"),
         _o("download", boolean, False, "fetch missing files into data_path", run_only=True),
         _o("shuffle", boolean, False, "shuffle the order of the classes by seed before they are split into tasks"),
-        _o("class_order", or_none(str), None,
-           "order of the classes: a file with one (name or number) on each line; seed or seed:N shuffles; none: as "
-           "numbered"),
-        _o("subsample", or_none(integer(1)), None, "use the first N training images of each class"),
-        _o("subsample_test", or_none(integer(1)), None, "use the first N test images of each class"),
+        _o("class_order", or_none(path), None,
+           "order of the classes: a file with one (name or number) on each line; seed or seed:N shuffles; numpy:N "
+           "shuffles as numpy.random.seed(N) and permutation do; none: as numbered"),
+        _o("subsample", or_none(integer(1, 1_000_000_000)), None, "use the first N training images of each class"),
+        _o("subsample_test", or_none(integer(1, 1_000_000_000)), None, "use the first N test images of each class"),
         _o("scale", number(0, 1), [0.05, 1.0], "share of the image that a random crop covers", nargs=2),
         _o("ratio", number(0.01, 100), [3 / 4, 4 / 3], "width / height of a random crop", nargs=2),
         _o("hflip", number(0, 1), 0.5, "probability of a horizontal flip"),
-        _o("num_workers", integer(0), 4,
+        _o("num_workers", integer(0, 256), 4,
            "batches prepared ahead by a thread, or processes that decode image files; changes no number",
            run_only=True),
         _o("pin_mem", boolean, True, "pinned memory for copies to a GPU", run_only=True),
@@ -163,25 +194,27 @@ GROUPS: dict[str, list[Option]] = {
     "continual learning": [
         _o("schedule", str, "tasks", "tasks one after another; or gaussian: a stream without tasks, in which classes "
            "come and go gradually", ("tasks", "gaussian")),
-        _o("gaussian_episodes", integer(1), 200, "episodes of the stream, each with a fixed set of classes"),
-        _o("gaussian_steps", integer(1), 5, "batches that an episode trains in each of its epochs"),
-        _o("gaussian_width", number(1e-6), 50.0, "standard deviation of a class's probability to be active, in batches "
-           "of a stream of episodes · steps"),
-        _o("gaussian_eval_every", integer(1), 10, "episodes between two evaluations"),
-        _o("num_tasks", or_none(integer(1)), None,
+        _o("gaussian_episodes", integer(1, 10_000), 200, "episodes of the stream, each with a fixed set of classes"),
+        _o("gaussian_steps", integer(1, 10_000), 5, "batches that an episode trains in each of its epochs"),
+        _o("gaussian_width", number(1e-6, 1e9), 50.0,
+           "standard deviation of a class's probability to be active, in batches of a stream of episodes · steps"),
+        _o("gaussian_eval_every", integer(1, 10_000), 10, "episodes between two evaluations"),
+        _o("num_tasks", or_none(integer(1, 1_000_000)), None,
            "tasks into which the classes are split equally; none: 10, or as many as classes_per_task or the data make"),
-        _o("classes_per_task", or_none(integer(1)), None, "classes of a task; the last task has what is left"),
+        _o("classes_per_task", or_none(integer(1, 1_000_000)), None,
+           "classes of a task; the last task has what is left"),
         _o("train_mask", boolean, True, "train on the classes of the current task only: other logits are -inf"),
         _o("task_inc", boolean, False, "task-incremental test: logits outside the image's own task are -inf"),
-        _o("replay_per_class", integer(0), 0, "images of each class that are kept (L2P-R): from the second task on, "
-           "each batch is joined by as many of them; --train_mask does not concern these"),
+        _o("replay_per_class", integer(0, 1_000_000), 0,
+           "images of each class that are kept (L2P-R): from the second task on, each batch is joined by as many of "
+           "them; --train_mask does not concern these"),
     ],
     "prompts": [
         _o("prompt_method", str, "l2p", "l2p, or none: no prompts", ("l2p", "none")),
         _o("prompt_pool", boolean, True, "choose prompts from a pool; otherwise one prompt is always used"),
-        _o("size", integer(1), 10, "prompts in the pool, M"),
-        _o("length", integer(1), 5, "vectors in a prompt, L"),
-        _o("top_k", integer(1), 5, "prompts chosen for an image, N"),
+        _o("size", integer(1, 10_000), 10, "prompts in the pool, M"),
+        _o("length", integer(1, 1_000), 5, "vectors in a prompt, L"),
+        _o("top_k", integer(1, 10_000), 5, "prompts chosen for an image, N"),
         _o("initializer", str, "uniform", "prompts: U(-1, 1), U(0, 0.01), zeros, N(0, 1)", INITIALIZERS),
         _o("prompt_key", boolean, True, "a trained key for every prompt; otherwise the mean of its vectors"),
         _o("prompt_key_init", str, "uniform", "keys, as for prompts", INITIALIZERS),
@@ -193,23 +226,24 @@ GROUPS: dict[str, list[Option]] = {
            ("cls", "mean", "max", "mean_max")),
         _o("prompt_pos_embed", str, "cls", "position embedding added to prompts", ("none", "cls")),
         _o("pull_constraint", boolean, True, "pull the chosen keys towards the query"),
-        _o("pull_constraint_coeff", number(0), 0.1, "weight of that pull, lambda"),
+        _o("pull_constraint_coeff", number(0, RATE), 0.1, "weight of that pull, lambda"),
         _o("eval_per_image", str, "final", "when to evaluate the choice per image beside the batch vote",
            ("final", "always", "never")),
     ],
     "output": [
-        _o("output_dir", str, "./output", "where the run is written; '' saves nothing", run_only=True),
+        _o("output_dir", path, "./output", "where the run is written; '' saves nothing", run_only=True),
         _o("overwrite", boolean, False, "remove a run that output_dir holds and begin anew", run_only=True),
         _o("resume", boolean, False, "continue the run in output_dir, or begin it", run_only=True),
         _o("eval", boolean, False, "evaluate the checkpoints of the run in output_dir", run_only=True),
     ],
     "processes": [
-        _o("world_size", or_none(integer(1)), None, "processes expected; the launcher's number when not given",
+        _o("world_size", or_none(integer(1, 100_000)), None, "processes expected; the launcher's number when not given",
            run_only=True),
-        _o("dist_url", str, "env://", "where the processes meet", run_only=True),
+        _o("dist_url", meeting_place, "env://", "where the processes meet", run_only=True),
         _o("dist_timeout", number(1, 1e6), 1800.0, "seconds that a process waits for the others before it gives up",
            run_only=True),
-        _o("local_rank", or_none(integer(0)), None, "given by old launchers; the environment counts", run_only=True),
+        _o("local_rank", or_none(integer(0, 100_000)), None, "given by old launchers; the environment counts",
+           run_only=True),
     ],
     "accepted, but doing nothing (the PyTorch re-implementation never reads them either)": [
         _o(name, str, None, "does nothing", inert=True, run_only=True, nargs="?")

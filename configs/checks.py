@@ -4,11 +4,15 @@ from typing import Any
 
 from configs.base import OPTIONS
 from errors import InputError
+from paths import check_file, outside_path
+
+MOST_VECTORS = 1_000_000  # of a prompt pool: 3 GB for a ViT-B, and Adam keeps three times as much
 
 
 def check(options: dict[str, Any]) -> list[str]:
     """Warnings about options that are allowed but hardly meant. Raises InputError at the first contradiction."""
     o = options
+    _check_paths(o)
     uses_prompts = o["prompt_method"] != "none"
     uses_pool = uses_prompts and o["prompt_pool"]
 
@@ -32,6 +36,12 @@ def check(options: dict[str, Any]) -> list[str]:
         low, high = o[name]
         if low > high or low <= 0:
             raise InputError(f"--{name} {low:g} {high:g}: give a lower bound above 0, then an upper bound no smaller.")
+    if o["decay_rate"] > 1 and o["sched"] in ("step", "multistep"):
+        raise InputError(f"--decay_rate {o['decay_rate']:g} would raise the rate with every decay of --sched "
+                         f"{o['sched']}: give a factor of at most 1.")
+    if uses_prompts and o["size"] * o["length"] > MOST_VECTORS:
+        raise InputError(f"--size {o['size']} --length {o['length']}: more than {MOST_VECTORS} vectors in a pool; "
+                         "give fewer.")
     if o["lr_noise"] is not None and len(o["lr_noise"]) > 2:
         raise InputError("--lr_noise takes one or two numbers.")
     if o["shuffle"] and o["class_order"] is not None:
@@ -58,6 +68,15 @@ def check(options: dict[str, Any]) -> list[str]:
         return [f"--sched {o['sched']}: all {o['epochs']} epochs of a task are warm-up (--warmup_epochs "
                 f"{o['warmup_epochs']}), so the schedule itself never begins."]
     return []
+
+
+def _check_paths(o: dict[str, Any]) -> None:
+    """Refuse pipes, devices and the like, before anything waits for them."""
+    for name in ("data_path", "init_checkpoint", "class_order", "output_dir"):
+        if o[name]:
+            outside_path(f"--{name}", o[name])
+    if o["dist_url"].startswith("file://"):
+        check_file(outside_path("--dist_url", o["dist_url"].removeprefix("file://")), f"--dist_url {o['dist_url']}")
 
 
 def _check_stream(o: dict[str, Any]) -> None:

@@ -3,28 +3,35 @@
 from dataclasses import dataclass
 from typing import Any
 
-from configs.base import GROUPS, Command, Option, boolean, integer, number, or_none, parse, split_off, word
+from configs.base import GROUPS, Command, Option, boolean, integer, number, or_none, parse, path, split_off, word
 from configs.checks import check
 from errors import InputError
 
 PROGRAM = "run_with_submitit.py"
+
+
+def folder(text: str) -> str:
+    return path(word(text))
+
 
 _o = Option
 LAUNCHER_GROUPS: dict[str, list[Option]] = {
     "the job": [
         _o("cluster", str, "slurm", "slurm; local: processes on this machine; debug: in this very process",
            ("slurm", "local", "debug")),
-        _o("shared_folder", or_none(word), None, "a folder that every node sees: processes meet and jobs write there"),
-        _o("job_dir", or_none(word), None, "folder of the job's logs, and of its output without --output_dir; %j "
+        _o("shared_folder", or_none(folder), None,
+           "a folder that every node sees: processes meet and jobs write there"),
+        _o("job_dir", or_none(folder), None, "folder of the job's logs, and of its output without --output_dir; %j "
            "stands for the job's number (none: SHARED_FOLDER/%j)"),
-        _o("nodes", integer(1), 1, "machines"),
-        _o("gpus_per_node", or_none(integer(0)), None, "GPUs, and processes, on each machine; 0: CPU only; none: 1, or "
-           "0 when the machine is this one and has no GPU"),
-        _o("tasks_per_node", or_none(integer(1)), None, "processes on each machine: one for each GPU, or without GPUs "
-           "as many as you say here, else one"),
-        _o("cpus_per_task", integer(1), 4, "CPU cores of each process"),
-        _o("mem_gb", or_none(number(0.001)), None, "memory on each machine, GiB; none: what Slurm gives"),
-        _o("timeout", integer(1), 1440, "minutes after which the job is requeued and continues"),
+        _o("nodes", integer(1, 10_000), 1, "machines"),
+        _o("gpus_per_node", or_none(integer(0, 1_000)), None,
+           "GPUs, and processes, on each machine; 0: CPU only; none: 1, or 0 when the machine is this one and has "
+           "no GPU"),
+        _o("tasks_per_node", or_none(integer(1, 1_000)), None,
+           "processes on each machine: one for each GPU, or without GPUs as many as you say here, else one"),
+        _o("cpus_per_task", integer(1, 10_000), 4, "CPU cores of each process"),
+        _o("mem_gb", or_none(number(0.001, 1e6)), None, "memory on each machine, GiB; none: what Slurm gives"),
+        _o("timeout", integer(1, 10_000_000), 1440, "minutes after which the job is requeued and continues"),
         _o("partition", or_none(word), None, "Slurm partition"),
         _o("nodelist", or_none(word), None, "the machines to use, as Slurm writes them"),
         _o("use_volta32", boolean, False, "ask for GPUs with the feature volta32gb"),

@@ -1,11 +1,10 @@
 """Data: options in, a `Scenario` of tasks out, then batches on the device."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from continual_datasets.batches import Batch, Batches
-from continual_datasets.class_orders import read_class_order
+from continual_datasets.class_orders import is_drawn, read_class_order
 from continual_datasets.images import LabelledImages, images_in_files, images_in_memory
 from continual_datasets.readers import CATALOGUE, names_of
 from continual_datasets.replay import with_replay
@@ -70,7 +69,7 @@ def build_scenario(dataset: str, data_path: str, *, download: bool, num_tasks: i
     if replay_per_class:
         scenario = replace(scenario, tasks=with_replay(scenario.tasks, replay_per_class, seed))
     record = _record(names, data)
-    if class_order is not None and Path(class_order).expanduser().is_file():
+    if class_order is not None and not is_drawn(class_order):
         record["class_order"] = [scenario.class_names[c] for c in order]
     return replace(scenario, record=record)
 

@@ -15,6 +15,7 @@ from continual_datasets.images import LabelledImages, images_in_files, images_in
 from continual_datasets.large_images import read_picture
 from continual_datasets.scenario import Dataset, Sessions
 from errors import InputError
+from paths import outside_path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 TRAIN_FOLDERS, TEST_FOLDERS = ("train", "Train", "training"), ("test", "Test", "val", "valid", "validation")
@@ -96,7 +97,7 @@ def read_core50(data_path: str, download: bool = False, seed: int = 0) -> Sessio
 def _locate(data_path: str, download: bool, names: tuple[str, ...], layout: str, page: str,
             test_folders: tuple[str, ...]) -> Path:
     """The folder of the data set, unpacked beside its archive where need be."""
-    path = Path(os.path.expanduser(data_path))
+    path = outside_path("--data_path", data_path)
     if is_archive(path):
         path = unpacked(path)
     if path.is_dir():

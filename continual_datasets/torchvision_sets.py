@@ -1,6 +1,5 @@
 """Data sets that torchvision reads: fetched and checked as it does, then read by its own classes."""
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from continual_datasets.archives import unpack_into
 from continual_datasets.images import LabelledImages, images_in_files, images_in_memory
 from continual_datasets.scenario import Dataset
 from errors import InputError
+from paths import outside_path
 
 NO_DATA_HINT = "or run `python main.py demo_l2p`, which needs no files."
 
@@ -50,7 +50,7 @@ def read(data_path: str, download: bool, seed: int = 0, *, of: Published) -> Dat
     """
     import torchvision.datasets  # late: only these readers need it
 
-    root = Path(os.path.expanduser(data_path))
+    root = outside_path("--data_path", data_path)
     if root.exists() and not root.is_dir():
         raise InputError(f"--data_path {data_path} is no folder; give the one that holds {of.layout}.")
     reader = getattr(torchvision.datasets, of.class_name)

@@ -14,6 +14,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor
 
 from errors import InputError
+from paths import outside_path
 
 PROGRAM_FOLDER = Path(__file__).parent.parent
 WEIGHT_SUFFIXES = (".npz", ".safetensors", ".pth", ".pt", ".bin")
@@ -54,7 +55,7 @@ def weight_file(init_checkpoint: str) -> Path:
 
     Raises InputError where there is none, or none of a known format.
     """
-    path = Path(init_checkpoint).expanduser()
+    path = outside_path("--init_checkpoint", init_checkpoint)
     if not path.exists() and (PROGRAM_FOLDER / path).exists():
         path = PROGRAM_FOLDER / path  # the demo's weights, from whatever folder the demo is started
     if path.is_dir():

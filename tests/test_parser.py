@@ -323,18 +323,23 @@ BAD_VALUES = {
     "--seed -1": "--seed: '-1' is not a whole number of at least 0",
     "--num_tasks 0": "--num_tasks: '0' is not",
     "--subsample 0": "--subsample: '0' is not",
-    "--drop 1.0": "--drop: '1.0' is not a finite number from 0 to 0.99",
-    "--hflip 1.1": "--hflip: '1.1' is not a finite number from 0 to 1",
+    "--drop 1.0": "--drop: '1.0' is too much: give at most 0.99",
+    "--hflip 1.1": "--hflip: '1.1' is too much: give at most 1",
     "--weight-decay nan": "--weight_decay: 'nan' is not",
     "--clip-grad nan": "--clip_grad: 'nan' is not",
     "--pull_constraint_coeff -1": "--pull_constraint_coeff: '-1' is not",
     "--opt-betas 0.9": "--opt_betas: expected 2 arguments",
     "--opt-betas 0.9 x": "--opt_betas: 'x' is not",
-    "--opt-betas 0.9 1": "--opt_betas: '1' is not",  # Adam divides by 1 - beta
+    "--opt-betas 0.9 1": "--opt_betas: '1' is too much",  # Adam divides by 1 - beta
     "--decay-epochs 0": "--decay_epochs: '0' is not",  # a division by it
     "--freeze ''": "--freeze: '' ",  # every name begins with no letter: it would freeze everything, the head too
     "--no-shuffle=false": "--no_shuffle: ",
     "--initializer gauss": "--initializer: invalid choice: 'gauss'",
+    "--gaussian_width 1e200": "--gaussian_width: '1e200' is too much: give at most 1e+09",  # it is squared
+    "--lr_noise_pct 1e-6": "--lr_noise_pct: '1e-6' is not",  # noise is drawn until it is smaller
+    "--data_path ~nosuchuser/x": "--data_path: '~nosuchuser/x': this machine knows no home folder of ~nosuchuser",
+    "--output_dir ~nosuchuser/x": "--output_dir: '~nosuchuser/x': ",
+    "--dist_url file://folder/x": "--dist_url: 'file://folder/x' is no file://, and an absolute path",
     "--input_norm imagnet": "--input_norm: invalid choice: 'imagnet'",
     "--head_type prompts": "--head_type: invalid choice: 'prompts'",
     "--sched cosin": "--sched: invalid choice: 'cosin'",
@@ -360,7 +365,23 @@ def test_no_number_is_nan_or_infinite(name):
     assert math.isfinite(OPTIONS[name].default)
 
 
+NUMBERS = [name for name, option in OPTIONS.items() if type(option.default) in (int, float, list) and name != "freeze"]
+NUMBERS += ["subsample", "subsample_test", "num_tasks", "classes_per_task", "lr_noise", "world_size", "local_rank"]
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_has_an_upper_bound_and_is_shown_shortened(name):
+    """Squares, products, loops and memory are made of them; and Python reads no integer of 5000 digits."""
+    count = OPTIONS[name].nargs if isinstance(OPTIONS[name].nargs, int) else 1
+    for text in ("1" + "0" * 30, "9" * 5000):
+        message = refusal(" ".join([f"--{name}", *[text] * count]))
+        assert f"--{name}: " in message
+        assert len(message) < 200
+
+
 CONTRADICTIONS = {
+    "--sched step --decay_rate 2": "--decay_rate 2 would raise the rate with every decay of --sched step",
+    "--size 2000 --length 1000": "--size 2000 --length 1000: .*1000000 vectors",
     "--top_k 11": "--top_k 11 is more than --size 10",
     "--size 3": "--top_k 5 is more than --size 3",
     "--prompt_method none": "--head_type prompt .*--head_type token",

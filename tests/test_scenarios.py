@@ -1,6 +1,7 @@
 """From data sets to tasks: uneven ones, class orders, several data sets, and what depends on files is written down."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,21 @@ def test_orders_by_seed():
     assert order_of("seed") == order_of(None, shuffle=True) == class_order(5, shuffle=True, seed=7)
     assert order_of("seed:3") == class_order(5, shuffle=True, seed=3) == order_of("seed:3", seed=8)
     assert order_of("seed:3") != order_of("seed:4")
+    assert order_of("numpy:3") == np.random.RandomState(3).permutation(5).tolist()
+
+
+def test_the_order_that_other_programs_draw_with_numpy():
+    """What numpy.random.seed(1993); numpy.random.permutation(100) gives, in every version of numpy."""
+    order = read_class_order("numpy:1993", tuple(map(str, range(100))), False, 0)
+    assert order[:10] == [68, 56, 78, 8, 23, 84, 90, 65, 74, 76]
+    assert sorted(order) == list(range(100))
+
+
+@pytest.mark.parametrize("text", ["seed:9223372036854775808", "numpy:4294967296", "seed:" + 5000 * "9"])
+def test_seeds_that_are_too_large(text):
+    with pytest.raises(InputError, match="the seed must be below") as caught:
+        order_of(text)
+    assert len(str(caught.value)) < 120
 
 
 def test_an_order_from_a_file_by_name_or_number(tmp_path):
@@ -83,6 +99,8 @@ def test_an_order_from_a_file_by_name_or_number(tmp_path):
     ("ant\nbee\ncat\n2\n", "must name each of the 5 classes once, but ox is missing"),
     ("ant\nbee\ncat\n2\nox\nbee\n", "must name each of the 5 classes once, but bee is there 2 times"),
     ("", "but ant, bee, cat, 2, ox are missing"),
+    ("9" * 5000, "is no class of the data and no number from 0 to 4"),
+    ("ant\n" * 100_000, "but ant is there 100000 times"),
 ])
 def test_files_that_are_no_order(text, message, tmp_path):
     (tmp_path / "order.txt").write_text(text)
@@ -91,16 +109,24 @@ def test_files_that_are_no_order(text, message, tmp_path):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["nowhere.txt", "seed:x", "seed:-1", "seed:"])
+@pytest.mark.parametrize("text", ["nowhere.txt", "seed:x", "seed:-1", "seed:", "numpy:", "numpy:x"])
 def test_what_is_neither_a_file_nor_a_seed(text):
-    with pytest.raises(InputError, match=r"^--class_order .* cannot be read as a text file; give a file .* or seed:N"):
+    with pytest.raises(InputError, match=r"^--class_order .*: there is no such file; give a file .*, or numpy:N"):
         order_of(text)
 
 
 def test_bytes_are_no_text(tmp_path):
     (tmp_path / "order.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="cannot be read as a text file"):
+    with pytest.raises(InputError, match=r"^--class_order .*order\.txt is no UTF-8 text"):
         order_of(str(tmp_path / "order.txt"))
+
+
+@pytest.mark.timeout(20)
+def test_what_never_ends(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path, kind in ((tmp_path / "pipe", "a named pipe"), ("/dev/zero", "a device"), (tmp_path, "a folder")):
+        with pytest.raises(InputError, match=f"^--class_order .* is {kind}"):
+            order_of(str(path))
 
 
 def test_the_order_shares_out_the_classes(tmp_path):
