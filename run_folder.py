@@ -131,9 +131,11 @@ class Checkpoints:
         """The content of task01.pth …. Raises InputError where it is missing, damaged, or of another task or model."""
         path = self.path(self.names[task])
         content = load_checkpoint(path)
-        if "run" in content or content.get("task") != task:
+        of_a_run = "run" in content
+        if not of_a_run:
+            saved_files.check(content, saved_files.TASK, path)
+        if of_a_run or content["task"] != task:
             raise InputError(f"{path} is not the checkpoint of {self.names[task]}; put the true one back.")
-        saved_files.check(content, saved_files.TASK, path)
         self._check_model(content, path)
         return content
 
