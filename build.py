@@ -154,7 +154,8 @@ def training_example(recipe: Recipe, model: PromptedViT, saved: dict[str, Any] |
     copies = [(name, torch.nn.Parameter(p.detach().clone())) for name, p in model.trained_parameters()]
     if not copies:
         return {"optimizer": None, "schedule": []}
-    with torch.random.fork_rng():
+    device = copies[0][1].device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for _, parameter in copies:
             parameter.grad = torch.randn_like(parameter)
         optimizer = recipe.make_optimizer(copies)

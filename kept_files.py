@@ -1,4 +1,4 @@
-"""The small files of a run, whose whole content the run knows: where one goes, it is written again."""
+"""The small files of a run, whose whole content the run knows: where one disappears, it is written again."""
 
 import json
 import os
@@ -70,26 +70,22 @@ class KeptFiles:
         self.log_bytes += len(line)
 
     def restore(self) -> None:
-        """Write again what has gone."""
+        """Write again what has gone or has another size."""
         for name, content in self._contents.items():
-            path = self.folder / name
-            if not self._is_there(path):
-                write_atomically(path, content)
-                self.warn(f"{path} had gone and was written again.")
+            self._restore_file(self.folder / name, len(content), [content])
         self._restore_log()
 
     def _restore_log(self) -> None:
-        path = self.folder / "log.jsonl"
-        if not self._is_there(path) or path.stat().st_size != self.log_bytes:
-            write_atomically(path, b"".join(self._log))
-            self.warn(f"{path} had gone or was changed, and was written again.")
+        self._restore_file(self.folder / "log.jsonl", self.log_bytes, self._log)
 
-    @staticmethod
-    def _is_there(path: Path) -> bool:
+    def _restore_file(self, path: Path, size: int, content: list[bytes]) -> None:
         try:
-            return paths.check_file(path, str(path))
+            intact = paths.check_file(path, str(path)) and path.stat().st_size == size
         except InputError:  # something else lies in its place
-            return False
+            intact = False
+        if not intact:
+            write_atomically(path, b"".join(content))
+            self.warn(f"{path} had gone, or was changed, and was written again.")
 
 
 def _is_row(line: bytes) -> bool:

@@ -4,7 +4,7 @@
     scenario.json         what of the tasks no option tells: images drawn for the test, a class order read from a file
     log.jsonl             one object per epoch and per evaluation
     accuracy_matrix.csv   Acc@1 of task i (row) after training task t (column), percent
-    summary.json          the final metrics
+    summary.json          the final metrics; `unusable_checkpoints` where a task's is missing or damaged
     checkpoint/           task01.pth … (exactly what was learned); last.pth (all that a resumed run needs), previous.pth
     speed.json            what --speed_test measured
     tensorboard/, plots/

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,20 @@ def alter_checkpoint(draw: random.Random, path: Path) -> str:
     return said
 
 
+def alter_folder(draw: random.Random, path: Path) -> str:
+    how = draw.choice(("gone", "empty", "a file", "a pipe", "a link to nowhere"))
+    shutil.rmtree(path)
+    if how == "empty":
+        path.mkdir()
+    elif how == "a file":
+        path.write_text("x")
+    elif how == "a pipe":
+        os.mkfifo(path)
+    elif how != "gone":
+        path.symlink_to("nowhere")
+    return how
+
+
 def alter_bytes(draw: random.Random, path: Path) -> str:
     content = bytearray(path.read_bytes())
     how = draw.choice(("empty", "gone", "halved", "a byte", "a pipe", "a folder", "a link to nowhere",
@@ -104,12 +119,15 @@ def alter_bytes(draw: random.Random, path: Path) -> str:
 
 
 FILES = ("config.json", "config.json", "scenario.json", "checkpoint/task01.pth", "checkpoint/task02.pth",
-         "checkpoint/last.pth", "checkpoint/last.pth", "log.jsonl", "summary.json", "accuracy_matrix.csv")
+         "checkpoint/last.pth", "checkpoint/last.pth", "log.jsonl", "summary.json", "accuracy_matrix.csv",
+         "checkpoint", "tensorboard", "plots")
 
 
 def alter_one_file(draw: random.Random, folder: Path) -> str:
     path = folder / draw.choice([name for name in FILES if (folder / name).exists()])
-    if path.suffix == ".json" and draw.random() < 0.75:
+    if path.is_dir():
+        how = alter_folder
+    elif path.suffix == ".json" and draw.random() < 0.75:
         how = alter_json
     elif path.suffix == ".pth" and draw.random() < 0.75:
         how = alter_checkpoint
