@@ -28,12 +28,12 @@ class KeptFiles:
         self._log: list[bytes] = []
         self.log_bytes = 0
 
-    def write_text(self, name: str, text: str) -> None:
-        self._contents[name] = text.encode()
-        write_atomically(self.folder / name, self._contents[name])
+    def write(self, name: str, content: bytes) -> None:
+        self._contents[name] = content
+        write_atomically(self.folder / name, content)
 
     def write_json(self, name: str, content: Any) -> None:
-        self.write_text(name, json.dumps(content, indent=2) + "\n")
+        self.write(name, (json.dumps(content, indent=2) + "\n").encode())
 
     def keep(self, name: str) -> None:
         """Keep what an earlier start of the run wrote."""

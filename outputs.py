@@ -254,7 +254,7 @@ class Reporter(SpeedReporter):
         if self.files:
             text = io.StringIO()
             csv.writer(text, lineterminator="\n").writerows(accuracy.to_rows(self.unit, self.numbers))
-            self.files.write_text(f"{self.prefix}accuracy_matrix.csv", text.getvalue())
+            self.files.write(f"{self.prefix}accuracy_matrix.csv", text.getvalue().encode())
 
     def _log(self, kind: str, **values: Any) -> None:
         if self.trains:

@@ -81,7 +81,9 @@ def read_bytes(path: Path, name: str, limit: int) -> bytes:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            content = file.read(size + 1) if size <= limit else None  # as much memory is taken as is asked for
+            content = file.read(size) if size <= limit else None  # not `limit`: as much memory is taken as asked for
+            while content is not None and len(content) <= limit and (more := file.read(2**20)):
+                content += more  # it grows, or did not say its size
     except OSError as error:
         raise InputError(f"{name} cannot be read ({error.strerror}).") from error
     if content is None or len(content) > limit:
