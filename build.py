@@ -1,5 +1,6 @@
 """Options in, objects out: the parts that main.py puts together."""
 
+import copy
 import difflib
 import math
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from timm.scheduler.scheduler import Scheduler
 from continual_datasets import Batches, GaussianSchedule, Scenario, build_scenario
 from continual_datasets.transforms import EvalTransform, TrainTransform
 from distributed import Processes, processes_from_environment
-from engine import Recipe
+from engine import Recipe, load_training_state, training_state
 from errors import InputError
 from models import PromptedViT, model_normalisation
 from utils import keep_freed_memory
@@ -172,6 +173,36 @@ def check_recipe(recipe: Recipe, model: PromptedViT) -> None:
         recipe.make_schedule(recipe.make_optimizer(parameters), recipe.epochs)
     except Exception as error:  # each of timm's optimizers has its own; whatever it is, an option has to change
         raise InputError("--opt or --sched refuses these options: " + " ".join(str(error).split())) from error
+
+
+def training_example(recipe: Recipe, model: PromptedViT, saved: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What optimizer and schedule save after a step, taken with copies of what trains.
+
+    Args:
+        saved: `optimizer` and `schedule` of a checkpoint to begin with.
+
+    Raises:
+        InputError: no step can be taken with what is saved.
+    """
+    copies = [(name, torch.nn.Parameter(p.detach().clone())) for name, p in model.trained_parameters()]
+    if not copies:
+        return {"optimizer": None, "schedule": []}
+    device = copies[0][1].device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for _, parameter in copies:
+            parameter.grad = torch.randn_like(parameter)
+        optimizer = recipe.make_optimizer(copies)
+        schedule = recipe.make_schedule(optimizer, recipe.epochs)
+        try:
+            if saved is not None:
+                load_training_state(optimizer, schedule, copy.deepcopy(saved))
+            optimizer.step()
+            if schedule is not None:
+                schedule.step(1, metric=1.0)
+        except Exception as error:  # each of timm's optimizers has its own
+            raise InputError("no step can be taken with the optimizer and the schedule as they are saved "
+                             f"({' '.join(str(error).split())}).") from error
+    return training_state(optimizer, schedule)
 
 
 def check_optimizer(name: str) -> None:

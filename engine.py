@@ -151,9 +151,7 @@ class Continual:
             self._load_statistics(resume_from["statistics"])
             if resume_from["optimizer"] is not None:
                 optimizer, schedule = self._optimizer()
-                optimizer.load_state_dict(resume_from["optimizer"])
-                for part, state in zip(_schedule_parts(schedule), resume_from["schedule"], strict=True):
-                    part.load_state_dict(state)
+                load_training_state(optimizer, schedule, resume_from)
         learner = self.distributed() if trained else self.model
         while run.task < len(self.scenario.tasks):
             if trained and self.recipe.adapts_to(run.task):
@@ -288,6 +286,7 @@ class Continual:
     @torch.no_grad()
     def _observe(self, task: int) -> None:
         self.model.eval()
+        finite = torch.ones((), dtype=torch.bool, device=self.device)
         for batch in self.batches.training(self.scenario.tasks[task].train, task, 0, augment=False):
             if stop := self.stop.agreed():
                 raise Interrupted(stop)
@@ -299,6 +298,10 @@ class Continual:
             features_BD, labels_B = (gathered_in_order(part[:count], self.batches.batch_size)
                                      for part in (features_BD, batch.labels_B))
             self.model.head.observe(features_BD, labels_B)
+            finite &= features_BD.isfinite().all()
+        if not finite:  # before anything of it is saved
+            raise NonFiniteLossError(f"the features of {self.scenario.setting.unit} {task + 1} are not finite: "
+                                     f"{_CAUSES}")
 
     # ---- evaluation ----
     def evaluate_till_now(self, task: int, run: RunState) -> None:
@@ -391,8 +394,7 @@ class Continual:
                 name: tensor.detach().cpu() for name, tensor in statistics.items()}})
         self.reporter.save("last", {
             "model": self.model.learned_state(), "run": run.state(),
-            "optimizer": optimizer.state_dict() if optimizer else None,
-            "schedule": [part.state_dict() for part in _schedule_parts(schedule)],
+            **training_state(optimizer, schedule),
             "statistics": f"statistics{run.task:02d}" if statistics and run.task else None})
 
     @torch.no_grad()
@@ -425,6 +427,19 @@ def train_step(learner: nn.Module, optimizer: torch.optim.Optimizer, batch: Batc
         nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip_grad)
     optimizer.step()
     return loss.detach(), hits
+
+
+def training_state(optimizer: torch.optim.Optimizer | None, schedule: Any) -> dict[str, Any]:
+    """What of training a checkpoint holds beside the model."""
+    return {"optimizer": optimizer.state_dict() if optimizer else None,
+            "schedule": [part.state_dict() for part in _schedule_parts(schedule)]}
+
+
+def load_training_state(optimizer: torch.optim.Optimizer, schedule: Any, state: dict[str, Any]) -> None:
+    """Take over what `training_state` gave."""
+    optimizer.load_state_dict(state["optimizer"])
+    for part, saved in zip(_schedule_parts(schedule), state["schedule"], strict=True):
+        part.load_state_dict(saved)
 
 
 def _schedule_parts(schedule: Any) -> list[Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from configs import experiment_names, load_experiment
-from configs.base import OPTIONS, Command, build_parser, check_saved, default_options, parse
+from configs.base import OPTIONS, Command, build_parser, default_options, parse
 from configs.checks import check
 from distributed import Processes, end_with_launcher, processes_from_environment, speaks_for_its_machine
 from errors import DamagedFileError, InputError
@@ -112,35 +112,42 @@ def with_saved_options(command: Command) -> Command:
     """
     import run_folder
 
-    folder = command.options["output_dir"]
-    if not folder or not (command.options["eval"] or (command.options["resume"] and run_folder.holds_run(folder))):
+    options, given = command.options, dict(command.given)
+    folder = options["output_dir"]
+    goes_on = options["resume"] and folder and run_folder.holds_run(folder)
+    if not (options["eval"] or goes_on):
         return command
-    from continual_datasets.class_orders import is_drawn
-
-    mode = "--eval" if command.options["eval"] else "--resume"
     config = run_folder.read_config(folder)
-    check_saved(config, f"{folder}/config.json")
-    free = {name for name, option in OPTIONS.items() if option.run_only}
-    free |= {"device", "data_path", "init_checkpoint"}
-    if mode == "--eval":  # what is measured may change, what was trained may not
-        free |= {"batch_size", "batchwise_prompt", "compile", "eval_per_image", "precision", "task_inc", "world_size"}
     saved = default_options(load_experiment(config["experiment"])) | config["options"]
-    if mode == "--resume":  # go on as `auto` was understood, and let `auto` stand in the command line
+    if goes_on:  # go on as `auto` was understood, and let `auto` stand in the command line
         saved["precision"] = config.get("precision", "fp32")
-        if command.options["precision"] == "auto":
-            command.given.pop("precision", None)
-    orders = [values.get("class_order") or "seed" for values in (saved, command.given)]
-    if not any(map(is_drawn, orders)):
-        free.add("class_order")  # a file that was moved: its content is compared with scenario.json
-    changed = [f"--{name} {value}" for name, value in command.given.items()
-               if name not in free and value != saved[name]]
+        if given.get("precision") == "auto":
+            del given["precision"]
+
+    free = free_to_change(options["eval"], saved, given)
+    changed = [f"--{name} {value}" for name, value in given.items() if name not in free and value != saved[name]]
     if command.named and command.experiment != config["experiment"]:
         changed.insert(0, command.experiment)
     if changed:
-        raise InputError(f"{mode}: the run in {folder} was made by {config['experiment']} with other values than "
-                         f"{', '.join(changed)}; leave these out, or name another --output_dir.")
-    own = {name: command.options[name] for name, option in OPTIONS.items() if option.run_only}
-    return Command(config["experiment"], saved | own | command.given, command.given, command.warnings, command.named)
+        raise InputError(f"{'--resume' if goes_on else '--eval'}: the run in {folder} was made by "
+                         f"{config['experiment']} with other values than {', '.join(changed)}; leave these out, or "
+                         "name another --output_dir.")
+    own = {name: value for name, value in options.items() if OPTIONS[name].run_only}
+    return Command(config["experiment"], saved | own | given, given, command.warnings, command.named)
+
+
+def free_to_change(evaluates: bool, saved: dict[str, Any], given: dict[str, Any]) -> set[str]:
+    """The options that may differ from those saved with a run, when it is evaluated or goes on."""
+    from continual_datasets.class_orders import is_drawn
+
+    free = {name for name, option in OPTIONS.items() if option.run_only}
+    free |= {"device", "data_path", "init_checkpoint"}
+    if evaluates:  # what is measured may change, what was trained may not
+        free |= {"batch_size", "batchwise_prompt", "compile", "eval_per_image", "precision", "task_inc", "world_size"}
+    orders = [options.get("class_order") or "seed" for options in (saved, given)]
+    if not any(map(is_drawn, orders)):  # a file that was moved: its content is compared with scenario.json
+        free.add("class_order")
+    return free
 
 
 def check_output_dir(options: dict[str, Any]) -> None:
@@ -150,7 +157,12 @@ def check_output_dir(options: dict[str, Any]) -> None:
     folder = options["output_dir"]
     if not folder:
         return
-    run_folder.check_writable(folder)
+    if options["eval"]:
+        run_folder.check_writable(folder, run_folder.EVALUATION_FILES)
+    elif options["speed_test_only"]:
+        run_folder.check_writable(folder, ["speed.json"])
+    else:
+        run_folder.check_writable(folder)
     modes = ("resume", "overwrite", "eval", "speed_test_only")
     if run_folder.holds_run(folder) and not any(options[mode] for mode in modes):
         run_folder.read_config(folder)
@@ -159,14 +171,12 @@ def check_output_dir(options: dict[str, Any]) -> None:
 
 
 def build_and_run(command: Command, processes, device, precision: str, stop_signals: Sequence[int]) -> int:
-    import outputs
-    import run_folder
     from build import build_batches, build_recipe, check_optimizer, check_recipe, read_scenario, scenario_warnings
-    from continual_datasets import manifest_bytes
     from engine import Continual
     from interruption import STOP_SIGNALS, StopRequest
     from models import QueryCache, build_model, resolve_model_name
     from records import describe_run, opening_lines
+    from run_folder import Checkpoints, check_scenario
     from utils import from_main_process, main_process_first
 
     options = command.options
@@ -179,7 +189,7 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
     for note in (*scenario.notes, *scenario_warnings(options, scenario)):
         warn(processes, note)
     if options["eval"] or options["resume"]:
-        run_folder.check_scenario(options["output_dir"], scenario.record)
+        check_scenario(options["output_dir"], scenario.record)
     with main_process_first(processes):  # one process fetches weights, the others find them
         model = build_model(options, scenario.num_classes, scenario.tasks_known_in_training)
     config = describe_run(command.experiment, options, model, scenario, processes, device, precision)
@@ -196,60 +206,108 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
             print(compilation_note(options["batch_size"]), flush=True)
         model.compile(options["batch_size"])
 
-    folder = Path(options["output_dir"] or os.devnull)
-    trains = not (options["eval"] or options["speed_test_only"])
+    names = {task: scenario.name_of(task) for task in scenario.evaluated_after}
+    checkpoints = Checkpoints(Path(options["output_dir"] or os.devnull), names, config, model.learned_state())
     with ExitStack() as claims:
-        if trains and options["output_dir"]:
+        if trains(options) and options["output_dir"]:
             from_main_process(processes, lambda: claim(options, claims))
         resume_from = None
         if options["resume"]:
-            resume_from, warning = from_main_process(processes, lambda: run_folder.load_last_checkpoint(folder, config))
-            if warning:
-                warn(processes, warning)
-            if resume_from:
-                resume_from["statistics"] = run_folder.load_statistics(folder, resume_from)
-                before, now = (c.get("hardware", {}).get("device") for c in (
-                    run_folder.read_config(str(folder)), config))
-                if before != now:
-                    warn(processes, f"the run began on {before} and goes on on {now}: its numbers will differ in "
-                                    "their last bits from those of a run on one of them.")
+            resume_from = find_where_to_go_on(checkpoints, model, recipe, scenario, processes)
         if options["eval"]:
-            if warning := run_folder.other_data(options["output_dir"], config):
-                warn(processes, warning)
-            for content in run_folder.load_task_checkpoints(folder, checkpoint_names(scenario), config):
-                model.load_learned_state(content["model"])  # every one fits, before anything is evaluated
-        if processes.is_main and options["overwrite"]:
-            run_folder.remove_run(options["output_dir"])
-        reporter = outputs.Silent()
-        if processes.is_main and options["speed_test_only"]:
-            reporter = outputs.SpeedReporter(options["output_dir"], config)
-        elif processes.is_main:
-            reporter = outputs.Reporter(
-                options["output_dir"], scenario=scenario, epochs=options["epochs"], config=config,
-                top_k=model.prompt.top_k, keep_log=resume_from and resume_from["log_bytes"],
-                evaluation=options["eval"])
+            check_what_is_evaluated(checkpoints, processes)
+        reporter = build_reporter(options, config, model, scenario, processes, resume_from)
         for line in opening_lines(config, scenario, model.head.note):
             reporter.say(line)
-        if processes.is_main and trains:
-            outputs.write_scenario(options["output_dir"], scenario.record)
-            outputs.write_manifest(options["output_dir"], manifest_bytes(scenario))
-            if scenario.stream:
-                outputs.plot_stream(options["output_dir"], scenario.stream)
+        if resume_from and processes.is_main:
+            mend_checkpoints(checkpoints, resume_from, reporter)
 
         stop = StopRequest(processes.world_size, {*STOP_SIGNALS, *stop_signals})
         continual = Continual(model, scenario, build_batches(options, model, device, processes), recipe, processes,
                               reporter, device, QueryCache(), stop)
-        return carry_out(continual, options, folder, config, resume_from)
+        return carry_out(continual, options, checkpoints, resume_from)
 
 
-def carry_out(continual, options: dict[str, Any], folder: Path, config: dict[str, Any], resume_from) -> int:
-    """Measure, train or evaluate, as the options say."""
+def trains(options: dict[str, Any]) -> bool:
+    return not (options["eval"] or options["speed_test_only"])
+
+
+def find_where_to_go_on(checkpoints, model, recipe, scenario, processes: Processes) -> dict[str, Any] | None:
+    """The content of the last checkpoint, in every process; None where the run has saved nothing yet."""
     import run_folder
+    from build import training_example
+    from saved_files import Run
+    from utils import from_main_process
+
+    state = Run(scenario.evaluated_after, len(scenario.tasks), recipe.epochs, scenario.num_shared_tests,
+                model.prompt.top_k)
+
+    def find() -> tuple[dict[str, Any] | None, str | None]:
+        content, warning = checkpoints.last(state, training_example(recipe, model))
+        if content is not None:
+            training_example(recipe, model, content)
+            content["statistics"] = checkpoints.statistics(content, model.head.statistics())
+        return content, warning
+
+    content, warning = from_main_process(processes, find)
+    if warning:
+        warn(processes, warning)
+    if content is not None:
+        before = run_folder.read_config(str(checkpoints.folder)).get("hardware", {}).get("device")
+        now = checkpoints.config["hardware"]["device"]
+        if before != now:
+            warn(processes, f"the run began on {before} and goes on on {now}: its numbers will differ in their last "
+                            "bits from those of a run on one of them.")
+    return content
+
+
+def check_what_is_evaluated(checkpoints, processes: Processes) -> None:
+    """Look at the data and at every checkpoint, before anything is evaluated. Raises InputError."""
+    import run_folder
+
+    if warning := run_folder.other_data(str(checkpoints.folder), checkpoints.config):
+        warn(processes, warning)
+    for _ in checkpoints.of_all_tasks():
+        pass  # read and found in order
+
+
+def build_reporter(options: dict[str, Any], config: dict[str, Any], model, scenario, processes: Processes,
+                   resume_from: dict[str, Any] | None):
+    import outputs
+    import run_folder
+    from continual_datasets import manifest_bytes
+
+    if not processes.is_main:
+        return outputs.Silent()
+    if options["overwrite"]:
+        run_folder.remove_run(options["output_dir"])
+    if options["speed_test_only"]:
+        return outputs.SpeedReporter(options["output_dir"], config)
+    return outputs.Reporter(
+        options["output_dir"], scenario=scenario, epochs=options["epochs"], config=config,
+        top_k=model.prompt.top_k, keep_log=resume_from["log_bytes"] if resume_from else None,
+        evaluation=options["eval"], manifest=manifest_bytes(scenario))
+
+
+def mend_checkpoints(checkpoints, resume_from: dict[str, Any], reporter) -> None:
+    """Say which checkpoints of the tasks that are done are unusable; the newest is written again from last.pth."""
+    run = resume_from["run"]
+    newest = run["task"] - 1
+    for task, (name, fault) in checkpoints.unusable(run["task"]).items():
+        if task == newest and run["epoch"] == run["step"] == 0:
+            reporter.save(name, {"model": resume_from["model"], "task": task})
+            reporter.warn(f"{fault.rstrip('.')}. It was written again from last.pth.")
+        else:
+            reporter.warn(f"{fault.rstrip('.')}. The run goes on, but --eval needs this checkpoint.")
+
+
+def carry_out(continual, options: dict[str, Any], checkpoints, resume_from) -> int:
+    """Measure, train or evaluate, as the options say."""
     from engine import NonFiniteLossError
     from interruption import Interrupted
     from models import QueryCache
 
-    reporter, names = continual.reporter, checkpoint_names(continual.scenario)
+    reporter = continual.reporter
     if options["speed_test"] or options["speed_test_only"]:
         from speed_test import format_speed, measure_speed
 
@@ -262,7 +320,7 @@ def carry_out(continual, options: dict[str, Any], folder: Path, config: dict[str
         with continual.stop:
             if options["eval"]:
                 run = continual.new_run()
-                for content in run_folder.load_task_checkpoints(folder, names, config):
+                for content in checkpoints.of_all_tasks():
                     continual.model.load_learned_state(content["model"])
                     continual.evaluate_till_now(content["task"], run)
             else:
@@ -275,9 +333,17 @@ def carry_out(continual, options: dict[str, Any], folder: Path, config: dict[str
             "." if options["eval"] or not options["output_dir"] else
             "; everything done is saved, and the same command with --resume continues there."))
         return 128 + error.signal_number
-    if continual.processes.is_main:
-        reporter.finish(run)
-    return 0
+    if not continual.processes.is_main:
+        return 0
+    unusable = {}
+    if trains(options) and options["output_dir"]:
+        unusable = checkpoints.unusable(len(continual.scenario.tasks))
+    reporter.finish(run, [f"{name}.pth" for name, _ in unusable.values()])
+    if not unusable:
+        return 0
+    faults = " ".join(fault for _, fault in unusable.values())
+    complain(f"error: the run is finished and its numbers are good, but --eval cannot repeat them: {faults}")
+    return 1
 
 
 def compilation_note(batch_size: int) -> str:
@@ -288,16 +354,11 @@ def compilation_note(batch_size: int) -> str:
             f"evaluation; this takes minutes once, and later runs find them in {compilation_cache()}")
 
 
-def checkpoint_names(scenario) -> dict[int, str]:
-    """Task -> the name of its checkpoint, for those after which is evaluated."""
-    return {task: scenario.name_of(task) for task in scenario.evaluated_after}
-
-
 def claim(options: dict[str, Any], claims: ExitStack) -> None:
     """Keep other runs out of output_dir, and look again, now that nobody else can begin one."""
-    import run_folder
+    from output_lock import OutputLock
 
-    lock = run_folder.OutputLock(options["output_dir"], patience=5.0 if options["resume"] else 0.0)
+    lock = OutputLock(options["output_dir"], patience=5.0 if options["resume"] else 0.0)
     claims.callback(lock.release)
     check_output_dir(options)
 

@@ -5,7 +5,7 @@
     manifest.json.gz      which image is in which task, with hashes (continual_datasets/manifest.py)
     log.jsonl             one object per epoch and per evaluation
     accuracy_matrix.csv   Acc@1 of task i (row) after training task t (column), percent
-    summary.json          the final metrics
+    summary.json          the final metrics; `unusable_checkpoints` where a task's is missing or damaged
     checkpoint/           task01.pth … (exactly what was learned); last.pth (what a resumed run needs), previous.pth;
                           statistics01.pth … (what a head gathers for later tasks)
     speed.json            what --speed_test measured
@@ -20,19 +20,21 @@ Only the main process writes and prints; the others get a `Silent` reporter with
 import csv
 import errno
 import io
-import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 
 from engine import RunState
+from kept_files import KeptFiles
 from metrics import AccuracyMatrix
-from utils import save_checkpoint, write_atomically
+from tensorboard_file import TensorBoardFile
+from utils import save_checkpoint
 
 
 class Silent:
@@ -52,13 +54,17 @@ class SpeedReporter(Silent):
 
     def __init__(self, output_dir: str, config: dict[str, Any]):
         self.folder, self.config = Path(output_dir) if output_dir else None, config
+        self.files = KeptFiles(self.folder, self.warn) if self.folder else None
 
     def say(self, text: str) -> None:
         print(text, flush=True)
 
+    def warn(self, text: str) -> None:
+        self.say(f"warning: {text}")
+
     def speed(self, found: dict[str, Any]) -> None:
-        if self.folder:
-            _write_json(self.folder / "speed.json", found | {"config": self.config})
+        if self.files:
+            self.files.write_json("speed.json", found | {"config": self.config})
 
 
 class Reporter(SpeedReporter):
@@ -72,38 +78,45 @@ class Reporter(SpeedReporter):
         top_k: prompts chosen per image, for the plot of the choice; 0 without a pool.
         keep_log: go on with the first so many bytes of the log that is there (a resumed run); None: a new one.
         evaluation: write under names beginning with `eval_`, and no checkpoint, log or TensorBoard file.
+        manifest: the content of manifest.json.gz; None for a stream.
     """
 
     def __init__(self, output_dir: str, *, scenario: Any, epochs: int, config: dict[str, Any], top_k: int = 0,
-                 keep_log: int | None = None, evaluation: bool = False, stream: TextIO | None = None):
+                 keep_log: int | None = None, evaluation: bool = False, manifest: bytes | None = None,
+                 stream: TextIO | None = None):
         super().__init__(output_dir, config)
         self.unit, self.num_tasks = scenario.setting.unit, len(scenario.tasks)
+        self.names = {task: scenario.name_of(task) for task in scenario.evaluated_after}
         self.numbers = [task + 1 for task in scenario.evaluated_after]
         self.replay_images, self.replay_bytes = scenario.replay_size
         self.epochs, self.top_k = epochs, top_k
-        self.evaluation = evaluation
         self.stream = stream or sys.stdout
         self._bar = None
         self._tensorboard = None
-        if self.folder and not evaluation:
-            if keep_log is None:
-                _write_json(self.folder / "config.json", config)
-                _write_text(self.folder / "log.jsonl", "")
-            else:
-                self._shorten_log(keep_log)
-            for path in [*self.folder.glob(".*.tmp"), *self.folder.glob("checkpoint/.*.tmp")]:
-                path.unlink()  # half-written files of a run that was killed
-            from torch.utils.tensorboard import SummaryWriter  # slow to import, so only where it writes
+        self._said_missing: set[str] = set()
+        self.trains = bool(self.folder) and not evaluation
+        self.prefix = "eval_" if evaluation else ""
+        if self.trains:
+            self._begin(scenario, keep_log, manifest)
 
-            self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"))
+    def _begin(self, scenario: Any, keep_log: int | None, manifest: bytes | None) -> None:
+        if keep_log is None:
+            self.files.write_json("config.json", self.config)
+        else:
+            self.files.keep("config.json")
+        if scenario.record:
+            self.files.write_json("scenario.json", scenario.record)
+        if manifest is not None:
+            self.files.write("manifest.json.gz", manifest)
+        self.files.begin_log(keep_log or 0)
+        for path in [*self.folder.glob(".*.tmp"), *self.folder.glob("checkpoint/.*.tmp")]:
+            path.unlink()  # half-written files of a run that was killed
+        if scenario.stream:
+            import plots  # matplotlib is slow to import
 
-    def _shorten_log(self, length: int) -> None:
-        """What a killed run did after its last checkpoint is done, and logged, again."""
-        path = self.folder / "log.jsonl"
-        lines = path.read_bytes()[:length] if path.exists() else b""
-        if len(lines) < length:
-            self.say(f"warning: {path} is gone or shorter than it was: the run goes on, and the log lacks some lines.")
-        _write_text(path, lines[:lines.rfind(b"\n") + 1].decode())
+            plots.plot_class_probability(scenario.stream.probability(), scenario.stream.active_EK, self.folder / "plots"
+                                         / "class_probability.png", scenario.stream.schedule.batches)
+        self._tensorboard = TensorBoardFile(self.folder / "tensorboard", self.warn)
 
     # ---- what the engine calls ----
     def say(self, text: str) -> None:
@@ -137,8 +150,9 @@ class Reporter(SpeedReporter):
         self._log("epoch", **{self.unit: task + 1}, epoch=epoch + 1, **values)
         self.say(f"{self._name(task + 1)} epoch {epoch + 1}/{self.epochs} done  loss {values['loss']:.4f}"
                  f"  acc {values['acc@1']:.2f}  {values['seconds']:.1f} s")
-        self._scalars(task * self.epochs + epoch, train_loss=values["loss"], train_acc=values["acc@1"],
-                      lr=values["lr"])
+        if self._tensorboard:
+            self._tensorboard.scalars(task * self.epochs + epoch, {
+                "train_loss": values["loss"], "train_acc": values["acc@1"], "lr": values["lr"]})
 
     def settled(self, task: int, seconds: float) -> None:
         self._log("settled", **{self.unit: task + 1}, seconds=seconds)
@@ -153,33 +167,65 @@ class Reporter(SpeedReporter):
         chosen = {"prompts": run.prompts_RM} if run.prompts_RM is not None else {}
         per_image = {"acc@1_per_image": run.per_image.acc_at_1(column)} if run.per_image.column_complete(column) else {}
         self._log("evaluation", **{self.unit: number}, **found, **per_image, **chosen)
+        if self._tensorboard:
+            self._draw_evaluation(number, column, run, found, per_image)
+        self._write_matrix(run.accuracy)
+
+    def _draw_evaluation(self, number: int, column: int, run: RunState, found: dict[str, Any],
+                         per_image: dict[str, float]) -> None:
+        """The evaluation in TensorBoard's file."""
         official = {"avg_acc": "acc@1", "test_loss": "loss", "forgetting": "forgetting", "backward": "backward",
                     "learning_acc": "learning_acc"}  # the names of the official code's tags
-        self._scalars(number, **{tag: found[name] for tag, name in official.items() if name in found}, **per_image,
-                      **{f"accuracy_{i + 1}": a for i, a in enumerate(run.accuracy.per_task(column))})
-        if run.prompts_RM is not None and self._tensorboard:
+        self._tensorboard.scalars(number, {
+            **{tag: found[name] for tag, name in official.items() if name in found}, **per_image,
+            **{f"accuracy_{i + 1}": a for i, a in enumerate(run.accuracy.per_task(column))}})
+        if run.prompts_RM is not None:
             prompts_M = np.sum(run.prompts_RM, axis=0)
             indices = np.repeat(np.arange(len(prompts_M)), prompts_M)
-            self._tensorboard.add_histogram("prompts_chosen", indices, number, bins=np.arange(len(prompts_M) + 1) - 0.5)
-        self._write_matrix(run.accuracy)
+            self._tensorboard.histogram("prompts_chosen", number, indices, np.arange(len(prompts_M) + 1) - 0.5)
 
     def _name(self, number: int) -> str:
         return f"{self.unit} {number}/{self.num_tasks}"
 
     def save(self, name: str, content: dict[str, Any]) -> None:
-        if self.folder:
-            made_by = self.config["model"] | {key: self.config[key] for key in ("world_size", "data_sha256")}
-            folder = self.folder / "checkpoint"
-            if name == "last":
-                content = content | {"log_bytes": (self.folder / "log.jsonl").stat().st_size}
-            save_checkpoint(folder / f"{name}.pth", content | {"made_by": made_by},
-                            keep_as=folder / "previous.pth" if name == "last" else None)
-            for path in sorted(folder.glob("statistics*.pth"), key=lambda path: (len(path.name), path.name))[:-2]:
-                path.unlink()  # last.pth and previous.pth need the newest two
+        """Write a checkpoint: `last`, or a task's. Before `last`, look whether all that was written is there."""
+        if not self.folder:
+            return
+        made_by = self.config["model"] | {key: self.config[key] for key in ("world_size", "data_sha256")}
+        keep_as = None
+        if name == "last":
+            self.files.restore()
+            self._look_for_checkpoints(content)
+            content = content | {"log_bytes": self.files.log_bytes}
+            keep_as = self._checkpoint("previous")
+        save_checkpoint(self._checkpoint(name), content | {"made_by": made_by}, keep_as)
+        gathered = sorted((self.folder / "checkpoint").glob("statistics*.pth"), key=lambda p: (len(p.name), p.name))
+        for path in gathered[:-2]:
+            path.unlink()  # last.pth and previous.pth need the newest two
+
+    def _checkpoint(self, name: str) -> Path:
+        return self.folder / "checkpoint" / f"{name}.pth"
+
+    def _look_for_checkpoints(self, content: dict[str, Any]) -> None:
+        """Say which of the tasks' checkpoints have gone. The newest is written again where `content` holds the same."""
+        run = content["run"]
+        for task, name in self.names.items():
+            if task >= run["task"] or name in self._said_missing or self._checkpoint(name).is_file():
+                continue
+            if task == run["task"] - 1 and run["epoch"] == run["step"] == 0:
+                self.save(name, {"model": content["model"], "task": task})
+                self.warn(f"{self._checkpoint(name)} had gone and was written again.")
+            else:
+                self.warn(f"{self._checkpoint(name)} has gone: the run goes on, but --eval needs it.")
+                self._said_missing.add(name)
 
     # ---- the end of a run ----
-    def finish(self, run: RunState) -> dict[str, Any]:
-        """Print the whole matrix and both protocols; write the summary and the plots. Returns the summary."""
+    def finish(self, run: RunState, unusable: Sequence[str] = ()) -> dict[str, Any]:
+        """Print the whole matrix and both protocols; write the summary and the plots. Returns the summary.
+
+        Args:
+            unusable: checkpoints of tasks that are missing or damaged.
+        """
         last = len(self.numbers) - 1
         summary = run.accuracy.summary(last) | {"evaluated_after": self.numbers} | {
             "train_seconds": run.train_seconds, "eval_seconds": run.eval_seconds,
@@ -199,11 +245,14 @@ class Reporter(SpeedReporter):
                 summary["forgetting_per_image"] = run.per_image.forgetting(last)
                 line += f"  forgetting {summary['forgetting_per_image']:.2f}"
             self.say(line)
-        if self.folder:
-            _write_json(self.folder / ("eval_summary.json" if self.evaluation else "summary.json"), summary)
-            if not self.evaluation:
-                self._plot(run)
-        if self._tensorboard:
+        if unusable:
+            summary["unusable_checkpoints"] = list(unusable)
+        self._write_matrix(run.accuracy)
+        if self.files:
+            self.files.write_json(f"{self.prefix}summary.json", summary)
+        if self.trains:
+            self.files.restore()
+            self._plot(run)
             self._tensorboard.close()
         return summary
 
@@ -225,48 +274,11 @@ class Reporter(SpeedReporter):
 
     # ---- files ----
     def _write_matrix(self, accuracy: AccuracyMatrix) -> None:
-        if self.folder:
+        if self.files:
             text = io.StringIO()
             csv.writer(text, lineterminator="\n").writerows(accuracy.to_rows(self.unit, self.numbers))
-            _write_text(self.folder / f"{'eval_' if self.evaluation else ''}accuracy_matrix.csv", text.getvalue())
+            self.files.write(f"{self.prefix}accuracy_matrix.csv", text.getvalue().encode())
 
     def _log(self, kind: str, **values: Any) -> None:
-        if self.folder and not self.evaluation:
-            with open(self.folder / "log.jsonl", "a") as file:
-                file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **values}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())  # as long-lived as the checkpoint that counts its bytes
-
-    def _scalars(self, step: int, **values: float) -> None:
-        if self._tensorboard:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
-
-
-def write_scenario(output_dir: str, record: dict[str, Any]) -> None:
-    """What of the scenario depends on files that may change, for who wants the same again; nothing if nothing does."""
-    if output_dir and record:
-        _write_json(Path(output_dir) / "scenario.json", record)
-
-
-def write_manifest(output_dir: str, content: bytes | None) -> None:
-    """What `manifest_bytes` gives, which is nothing for a stream."""
-    if output_dir and content is not None:
-        write_atomically(Path(output_dir) / "manifest.json.gz", content)
-
-
-def plot_stream(output_dir: str, stream: Any) -> None:
-    """The picture of a stream without tasks: how probable each class is, and which were drawn."""
-    import plots  # matplotlib is slow to import
-
-    if output_dir:
-        plots.plot_class_probability(stream.probability(), stream.active_EK,
-                                     Path(output_dir) / "plots" / "class_probability.png", stream.schedule.batches)
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, text.encode())
-
-
-def _write_json(path: Path, content: Any) -> None:
-    _write_text(path, json.dumps(content, indent=2) + "\n")
+        if self.trains:
+            self.files.log({"kind": kind, "time": round(time.time(), 3), **values})

@@ -80,7 +80,10 @@ def read_bytes(path: Path, name: str, limit: int) -> bytes:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     try:
         with open(path, "rb") as file:
-            content = file.read(limit + 1) if os.fstat(file.fileno()).st_size <= limit else None
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(size) if size <= limit else None  # not `limit`: as much memory is taken as asked for
+            while content is not None and len(content) <= limit and (more := file.read(2**20)):
+                content += more  # it grows, or did not say its size
     except OSError as error:
         raise InputError(f"{name} cannot be read ({error.strerror}).") from error
     if content is None or len(content) > limit:

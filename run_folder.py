@@ -1,16 +1,14 @@
 """The folder of a run: whether it holds one, who may write there, and what to go on from. Names as in `outputs`."""
 
-import errno
-import fcntl
-import json
 import os
-import socket
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import saved_files
 from errors import InputError
+from kinds import like
 from paths import outside_path
 from utils import load_checkpoint, write_atomically
 
@@ -21,83 +19,44 @@ RUN_PATTERNS = ("scenario.json", "manifest.json.gz", "log.jsonl", "*accuracy_mat
                 "eval_summary.json", *(f"checkpoint/{unit}*.pth" for unit in UNITS), "checkpoint/last.pth",
                 "checkpoint/previous.pth", "checkpoint/statistics*.pth", "checkpoint/.*.tmp", ".*.tmp",
                 "tensorboard/events.out.tfevents.*", "plots/*.png", "speed.json")
+EVALUATION_FILES = ("eval_summary.json", "eval_accuracy_matrix.csv")
 
 
 def read_config(output_dir: str) -> dict[str, Any]:
-    """The config.json of the run in `output_dir`. Raises InputError where there is none, or an unreadable one."""
+    """The config.json of the run in `output_dir`. Raises InputError where there is none, or a damaged one."""
     path = Path(output_dir) / "config.json"
     try:
-        config = json.loads(path.read_text())
-        return config if isinstance(config["options"], dict) else {}["options"]
+        return saved_files.read_json(path, saved_files.CONFIG)
     except FileNotFoundError:
         if holds_run(output_dir):
             raise InputError(f"--output_dir {output_dir} holds files of a run but no {path}: put it back, remove them "
                              "by hand, or name another folder.") from None
         raise InputError(f"--output_dir {output_dir} holds no run: there is no {path}.") from None
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is damaged: it does not hold the options of a run.") from error
 
 
 def holds_run(output_dir: str) -> bool:
     return any((Path(output_dir) / name).exists() for name in RUN_FILES)
 
 
-def check_writable(output_dir: str) -> None:
-    """Raise InputError unless files can be made in `output_dir`, which need not exist yet. Makes nothing."""
+def check_writable(output_dir: str, patterns: Iterable[str] = RUN_PATTERNS) -> None:
+    """Raise InputError unless files can be made in `output_dir`, which need not exist yet. Makes nothing.
+
+    Args:
+        patterns: the files of a run that are written: those that are there must be ours to write, and their folders.
+    """
     path = outside_path("--output_dir", output_dir).absolute()
     nearest = next(p for p in (path, *path.parents) if p.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"--output_dir {output_dir}: no files can be made in {nearest}; name another folder.")
-
-
-class OutputLock:
-    """Keeps every other run out of `output_dir` until it is let go, or this process ends, however that happens.
-
-    Raises:
-        InputError: another run has it.
-    """
-
-    def __init__(self, output_dir: str, patience: float = 0.0):
-        """Wait up to `patience` seconds: a job that was requeued may meet the last moments of its predecessor."""
-        self.path = Path(output_dir) / ".lock"
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--output_dir {output_dir}: it cannot be made ({error.strerror}); name another folder."
-                             ) from error
-        until = time.monotonic() + patience
-        while not self._taken():
-            if time.monotonic() >= until:
-                raise InputError(f"--output_dir {output_dir} is in use by another run ({self._holder()}): wait until "
-                                 "it ends, or name another folder.")
-            time.sleep(0.2)
-
-    def _taken(self) -> bool:
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(self._file).st_ino != os.stat(self.path).st_ino:  # its holder removed it meanwhile
-                raise FileNotFoundError
-        except (BlockingIOError, FileNotFoundError):
-            os.close(self._file)
-            return False
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
-            # A file system without locks: then there is none.
-        os.ftruncate(self._file, 0)
-        os.write(self._file, f"process {os.getpid()} on {socket.gethostname()}".encode())
-        return True
-
-    def _holder(self) -> str:
-        try:
-            return self.path.read_text() or "another process"
-        except OSError:
-            return "another process"
-
-    def release(self) -> None:
-        self.path.unlink(missing_ok=True)
-        os.close(self._file)
+    for pattern in patterns:
+        inside = path / Path(pattern).parent
+        if inside.is_dir() and not os.access(inside, os.W_OK | os.X_OK):
+            raise InputError(f"--output_dir {output_dir}: no files can be made in {inside}, which may belong to "
+                             "another user; name another folder.")
+        for file in path.glob(pattern):
+            if not os.access(file, os.W_OK):
+                raise InputError(f"--output_dir {output_dir}: {file} cannot be written, and may belong to another "
+                                 "user; name another folder.")
 
 
 def remove_run(output_dir: str) -> None:
@@ -122,13 +81,11 @@ def remove_run(output_dir: str) -> None:
 def check_scenario(output_dir: str, record: dict[str, Any]) -> None:
     """Raise InputError where the run in `output_dir` had another split or class order than is found now."""
     path = Path(output_dir) / "scenario.json"
-    if not path.exists():
-        return
     try:
-        before = json.loads(path.read_text())
-        differing = [name for name in before if before[name] != record.get(name)]
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-        raise InputError(f"{path} is damaged: put it back, or remove it to go on without this check.") from error
+        before = saved_files.read_json(path, saved_files.SCENARIO)
+    except FileNotFoundError:
+        return
+    differing = [name for name in before if before[name] != record.get(name)]
     if differing:
         raise InputError(f"the data are not those of the run: its {' and '.join(differing)} in {path} differ from what "
                          "--data_path and --class_order give now; put the files back as they were.")
@@ -152,73 +109,122 @@ def _first(names: list[str], others: list[str]) -> str:
     return ", ".join(differing[:3] + ["…"] * (len(differing) > 3)) or "nothing more"
 
 
-def load_last_checkpoint(folder: Path, config: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
-    """The content of last.pth, or None where a run has saved nothing yet; and a warning, or None.
-
-    Where last.pth is damaged or gone, it is the content of previous.pth, the one saved before: the run goes on from
-    there, and computes the same.
-    """
-    paths = [folder / "checkpoint" / name for name in ("last.pth", "previous.pth")]
-    if not any(path.exists() for path in paths):
-        others = sorted(p.name for unit in UNITS for p in paths[0].parent.glob(f"{unit}*.pth"))
-        if others:
-            raise InputError(f"--resume: {paths[0]} is missing beside {', '.join(others)}; put it back, or begin anew "
-                             "with --overwrite.")
-        return None, None
-    warning = None
-    try:
-        content, path = load_checkpoint(paths[0]), paths[0]
-    except InputError as error:
-        if not paths[1].exists():
-            raise
-        try:
-            content, path = load_checkpoint(paths[1]), paths[1]
-        except InputError:
-            raise InputError(f"--resume: {paths[0]} and {paths[1]} are both damaged or missing: put one back, or begin "
-                             "anew with --overwrite.") from error
-        warning = f"{str(error).split(':')[0]}: going on from {path}, which was saved before it."
-    check_made_by(content, config, path)
-    if "run" not in content:
-        raise InputError(f"--resume: {path} is the checkpoint of a task, not of a run; put the true last.pth back.")
-    theirs, ours = content["made_by"]["world_size"], config["world_size"]
-    if theirs != ours:
-        raise InputError(f"--resume: the run had {theirs} process(es) and would go on with {ours}, which changes its "
-                         f"batches; start {theirs}.")
-    if content["made_by"]["data_sha256"] != config["data_sha256"]:
-        raise InputError("--resume: the images are not those that the run began with (their checksum differs); give "
-                         "the same --data_path, or begin anew in another --output_dir.")
-    if warning:  # else the next save would keep the damaged file in the place of the good one
-        write_atomically(paths[0], paths[1].read_bytes())
-    return content, warning
-
-
-def load_statistics(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """What the head had gathered when last.pth was saved: a file of its own, as it may be large. Often nothing."""
-    name = content.get("statistics")
-    return load_checkpoint(folder / "checkpoint" / f"{name}.pth")["statistics"] if name else {}
-
-
-def load_task_checkpoints(folder: Path, names: dict[int, str], config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The contents of task01.pth …, one after another. Raises InputError naming all files that are missing.
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of a run, and what they must be to belong to it.
 
     Args:
+        folder: the run's folder.
         names: what the checkpoint of each task is called that has one.
+        config: of the run as it would go on: its model, images and number of processes.
+        learned: the model's `learned_state`, for names, shapes and types of what a checkpoint holds.
     """
-    paths = {task: folder / "checkpoint" / f"{name}.pth" for task, name in names.items()}
-    missing = [path.name for path in paths.values() if not path.is_file()]
-    if missing:
-        raise InputError(f"--eval: {folder / 'checkpoint'} lacks {', '.join(missing)}; finish the run with --resume "
-                         "if it was stopped, or put the files back.")
-    for task, path in paths.items():
+
+    folder: Path
+    names: dict[int, str]
+    config: dict[str, Any]
+    learned: dict[str, Any]
+
+    def path(self, name: str) -> Path:
+        return self.folder / "checkpoint" / f"{name}.pth"
+
+    def of_task(self, task: int) -> dict[str, Any]:
+        """The content of task01.pth …. Raises InputError where it is missing, damaged, or of another task or model."""
+        path = self.path(self.names[task])
         content = load_checkpoint(path)
-        check_made_by(content, config, path)
-        if content.get("task") != task or "run" in content:
-            raise InputError(f"--eval: {path} is not the checkpoint of {names[task]}; put the true one back.")
-        yield content
+        of_a_run = "run" in content
+        if not of_a_run:
+            saved_files.check(content, saved_files.TASK, path)
+        if of_a_run or content["task"] != task:
+            raise InputError(f"{path} is not the checkpoint of {self.names[task]}; put the true one back.")
+        self._check_model(content, path)
+        return content
 
+    def of_all_tasks(self) -> Iterator[dict[str, Any]]:
+        """Those of all tasks, one after another. Raises InputError naming all files that are missing."""
+        missing = [f"{name}.pth" for name in self.names.values() if not self.path(name).exists()]
+        if missing:
+            raise InputError(f"--eval: {self.folder / 'checkpoint'} lacks {', '.join(missing)}; finish the run with "
+                             "--resume if it was stopped, or put the files back.")
+        for task in self.names:
+            yield self.of_task(task)
 
-def check_made_by(content: dict[str, Any], config: dict[str, Any], path: Path) -> None:
-    theirs, ours = content["made_by"], config["model"]
-    if theirs["backbone_sha256"] != ours["backbone_sha256"]:
-        raise InputError(f"{path} is a checkpoint of another model: it was trained on {theirs['name']} with other "
-                         f"backbone weights than these of {ours['name']}; give the same --init_checkpoint.")
+    def unusable(self, done: int) -> dict[int, tuple[str, str]]:
+        """Of the first `done` tasks, those whose checkpoint is missing or damaged: task -> name, what is wrong."""
+        found = {}
+        for task, name in self.names.items():
+            if task < done:
+                try:
+                    self.of_task(task)
+                except InputError as error:
+                    found[task] = name, str(error)
+        return found
+
+    def last(self, run: saved_files.Run, training: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None]:
+        """The content of last.pth, or None where a run has saved nothing yet; and a warning, or None.
+
+        Where last.pth cannot be read, it is the content of previous.pth, the one saved before: the run goes on from
+        there, and computes the same.
+
+        Args:
+            run: what its state must be.
+            training: examples of the states of optimizer and schedule, as `saved_files.training_state` takes them.
+        """
+        path, previous = self.path("last"), self.path("previous")
+        if not path.exists() and not previous.exists():
+            others = sorted(p.name for unit in UNITS for p in path.parent.glob(f"{unit}*.pth"))
+            if others:
+                raise InputError(f"--resume: {path} is missing beside {', '.join(others)}; put it back, or begin anew "
+                                 "with --overwrite.")
+            return None, None
+        warning = None
+        try:
+            content = load_checkpoint(path)
+        except InputError as error:
+            if not previous.exists():
+                raise
+            content = self._previous(error)
+            warning = f"{str(error).split(':')[0]}: going on from {previous}, which was saved before it."
+        read = previous if warning else path
+        if "run" not in content:
+            raise InputError(f"--resume: {read} is the checkpoint of a task, not of a run; put the true last.pth back.")
+        saved_files.check(content, saved_files.last(run), read)
+        self._check_model(content, read)
+        theirs, ours = content["made_by"]["world_size"], self.config["world_size"]
+        if theirs != ours:
+            raise InputError(f"--resume: the run had {theirs} process(es) and would go on with {ours}, which changes "
+                             f"its batches; start {theirs}.")
+        if content["made_by"]["data_sha256"] != self.config["data_sha256"]:
+            raise InputError("--resume: the images are not those that the run began with (their checksum differs); "
+                             "give the same --data_path, or begin anew in another --output_dir.")
+        saved_files.check({name: content[name] for name in training}, saved_files.training_state(training), read)
+        if warning:  # else the next save would keep the damaged file in the place of the good one
+            write_atomically(path, previous.read_bytes())
+        return content, warning
+
+    def statistics(self, last: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
+        """What the head had gathered when `last` was saved: in a file of its own, as it may be large. Often nothing.
+
+        Args:
+            example: the head's statistics, for names, shapes and types.
+        """
+        if last.get("statistics") is None:
+            return {}
+        path = self.path(f"statistics{last['run']['task']:02d}")
+        content = load_checkpoint(path).get("statistics")
+        saved_files.check(content, like(example, finite=True), path, "statistics")
+        return content
+
+    def _previous(self, error: InputError) -> dict[str, Any]:
+        try:
+            return load_checkpoint(self.path("previous"))
+        except InputError:
+            raise InputError(f"--resume: {self.path('last')} and {self.path('previous')} are both damaged or missing: "
+                             "put one back, or begin anew with --overwrite.") from error
+
+    def _check_model(self, content: dict[str, Any], path: Path) -> None:
+        theirs, ours = content["made_by"], self.config["model"]
+        if theirs["backbone_sha256"] != ours["backbone_sha256"]:
+            raise InputError(f"{path} is a checkpoint of another model: it was trained on {theirs['name']} with other "
+                             f"backbone weights than these of {ours['name']}; give the same --init_checkpoint.")
+        saved_files.check(content["model"], like(self.learned, finite=True), path, "model")

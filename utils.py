@@ -4,7 +4,6 @@ import ctypes
 import hashlib
 import io
 import os
-import pickle
 import re
 import shutil
 import signal
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+import paths
 from distributed import Processes, meeting_place
 from errors import DamagedFileError, InputError
 
@@ -222,6 +222,7 @@ def _keep(path: Path, keep_as: Path) -> None:
 
 
 CHECKPOINT_FORMAT = "l2p-checkpoint-1"
+MAX_CHECKPOINT_BYTES = 64 * 2**30
 
 
 def save_checkpoint(path: Path, content: dict[str, Any], keep_as: Path | None = None) -> None:
@@ -240,20 +241,22 @@ def checkpoint_bytes(content: dict[str, Any]) -> bytes:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read what `save_checkpoint` wrote; tensors come on the CPU.
 
+    What stands in it is not looked at: `saved_files.read_checkpoint` does.
+
     Raises:
         InputError: no file, a damaged file, or a file of another program (a pickle that carries code is not run).
     """
-
-    if not path.is_file():
-        raise InputError(f"{path} is missing: it is a checkpoint of the run in --output_dir.")
-    data = path.read_bytes()
+    try:
+        data = paths.read_bytes(path, str(path), MAX_CHECKPOINT_BYTES)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: it is a checkpoint of the run in --output_dir.") from None
     body, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     ours = checksum.startswith(_CHECKSUM_MARK)
     if ours and _checksum(body) != checksum:
         raise InputError(f"{path} is damaged (its checksum differs): remove it, or copy it anew.")
     try:
         content = torch.load(io.BytesIO(body if ours else data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever torch says of it, it is not what `checkpoint_bytes` made
         raise InputError(f"{path} is not a checkpoint of this program, or is cut short; a task1_checkpoint.pth of the "
                          "PyTorch re-implementation carries pickled code and is not read: train anew here, or take "
                          "its backbone weights with --init_checkpoint.") from error

@@ -358,26 +358,36 @@ def split_off(argv: Sequence[str], groups: dict[str, list[Option]], program: str
     return {option.name: option.default for group in groups.values() for option in group} | vars(known), rest
 
 
-def check_saved(config: dict[str, Any], where: str) -> None:
-    """Raise InputError unless experiment and options in a config.json are such as `parse` could have given."""
-    if config.get("experiment") not in experiment_names():
-        raise InputError(f"{where} is damaged: there is no experiment {config.get('experiment')!r}.")
-    defaults = default_options(load_experiment(config["experiment"]))
-    for name, value in config["options"].items():
-        option = OPTIONS.get(name)
-        if option is None:
-            raise InputError(f"{where} is damaged: there is no option {name!r}.")
-        try:
-            if value != defaults[name]:  # defaults need not be typable: None, for one
-                for part in value if isinstance(value, list) else [value]:
-                    if option.choices and part not in option.choices:
-                        raise ValueError
-                    if not isinstance(part, type(option.type(str(part)))):
-                        raise ValueError
-                if isinstance(value, list) != (option.nargs not in (None, "?")):
-                    raise ValueError
-        except (ValueError, argparse.ArgumentTypeError) as error:
-            raise InputError(f"{where} is damaged: --{name} cannot be {value!r}.") from error
+def accepts(option: Option, value: Any) -> bool:
+    """Whether `value`, read from a file, is one that the command line could have given to `option`."""
+    if value == option.default and isinstance(value, bool) == isinstance(option.default, bool):
+        return True  # a default need not be typable: None, for one
+    if option.nargs in (None, "?"):
+        return _is_typable(option, value)
+    if not isinstance(value, list):
+        return False
+    if isinstance(option.nargs, int) and len(value) != option.nargs:
+        return False
+    if option.nargs == "+" and not value:
+        return False
+    return all(_is_typable(option, part) for part in value)
+
+
+def _is_typable(option: Option, value: Any) -> bool:
+    """Whether the option's own type makes `value` of the text that it is written as."""
+    if not isinstance(value, str | int | float | None):
+        return False
+    try:
+        typed = option.type(str(value))
+    except (ValueError, argparse.ArgumentTypeError):
+        return False
+    if isinstance(value, str):  # a type may write a text in another way, such as ~/data without the ~
+        fits = isinstance(typed, str)
+    else:
+        fits = typed == value and isinstance(typed, bool) == isinstance(value, bool)
+    if not fits:
+        return False
+    return option.choices is None or value in option.choices
 
 
 def _experiment(name: str) -> Experiment:

@@ -55,7 +55,8 @@ def test_the_files_of_a_run(finished):
     assert {"config.json", "log.jsonl", "accuracy_matrix.csv", "summary.json", "checkpoint/last.pth",
             *(f"checkpoint/task{t:02d}.pth" for t in (1, 2, 3)),
             *(f"plots/{p}.png" for p in ("accuracy_matrix", "over_tasks", "prompts_per_task"))} < names
-    assert {name.split("/")[0] for name in names} == {"config.json", "log.jsonl", "accuracy_matrix.csv", "summary.json",
+    assert {name.split("/")[0] for name in names} == {"config.json", "manifest.json.gz", "log.jsonl",
+                                                      "accuracy_matrix.csv", "summary.json",
                                                       "checkpoint", "plots", "tensorboard"}
     config = json.loads((finished / "config.json").read_text())
     assert config["options"]["lr"] == 0.1

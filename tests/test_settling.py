@@ -29,6 +29,7 @@ class GatheringHead(nn.Linear):
     """Linear by gradient, plus a bias that it settles from means of what it has observed of all tasks."""
 
     learns_by_gradient, observes = True, True
+    note = ""
     signal_at: int | None = None
     """How many batches are observed until a SIGTERM comes."""
 

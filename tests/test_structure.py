@@ -11,7 +11,7 @@ import pytest
 from fixtures import ROOT
 
 _ASSEMBLERS = {"configs", "continual_datasets", "distributed", "engine", "errors", "metrics", "models", "outputs",
-               "paths", "prompt", "prompt_methods", "records", "run_folder", "utils"}
+               "output_lock", "paths", "prompt", "prompt_methods", "records", "run_folder", "saved_files", "utils"}
 ALLOWED = {  # room (a top-level file or folder): the rooms that it may import; imports inside a room are its own matter
     "main": _ASSEMBLERS | {"build", "interruption", "speed_test"},
     "build": {"continual_datasets", "distributed", "engine", "errors", "models", "utils"},
@@ -23,8 +23,13 @@ ALLOWED = {  # room (a top-level file or folder): the rooms that it may import; 
     "interruption": {"errors"},
     "speed_test": {"engine", "errors", "utils"},
     "models": {"errors", "paths", "prompt", "prompt_methods", "utils"},
-    "outputs": {"engine", "errors", "metrics", "paths", "plots", "utils"},
-    "run_folder": {"errors", "paths", "utils"},
+    "outputs": {"engine", "errors", "kept_files", "metrics", "paths", "plots", "tensorboard_file", "utils"},
+    "tensorboard_file": {"errors"},
+    "kept_files": {"errors", "paths", "utils"},
+    "run_folder": {"errors", "kinds", "paths", "saved_files", "utils"},
+    "output_lock": {"errors", "paths"},
+    "saved_files": {"configs", "errors", "kinds", "metrics", "paths", "utils"},
+    "kinds": {"errors"},
     "records": {"continual_datasets", "errors", "models", "utils"},
     "continual_datasets": {"errors", "paths", "utils"},
     "configs": {"errors", "paths"},
