@@ -16,9 +16,9 @@ from timm.scheduler.scheduler import Scheduler
 from continual_datasets import Batches, GaussianSchedule, Scenario, build_scenario
 from continual_datasets.transforms import EvalTransform, TrainTransform
 from distributed import Processes, processes_from_environment
-from engine import Recipe, load_training_state, training_state
 from errors import InputError
 from models import PromptedViT, model_normalisation
+from training import Recipe, load_training_state, training_state
 from utils import keep_freed_memory
 
 

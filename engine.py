@@ -1,4 +1,4 @@
-"""The continual loop and the training step: tasks one after another, evaluated on everything seen so far.
+"""The continual loop: tasks one after another, evaluated on everything seen so far.
 
 A task has the phases learn (epochs of gradient steps), observe (its images are shown to the head once), settle (the
 head learns from what it observed) and evaluate; a head says which of them it has. A task may also be a session or an
@@ -8,7 +8,6 @@ Shapes: B images in a batch, K classes, M prompts in the pool, R test sets.
 
 import math
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from continual_datasets import Batch, Batches, Scenario
+from continual_datasets import Batches, Scenario
 from interruption import Interrupted, StopRequest
 from metrics import AccuracyMatrix
 from models import PromptedViT, QueryCache
+from training import Recipe, Sums, load_training_state, masked, means, train_step, training_state
 from utils import Processes, gathered_in_order, random_seed, sum_over_processes
 
 
@@ -30,51 +30,6 @@ class NonFiniteLossError(Exception):
 
 _CAUSES = ("the pretrained weights or what was learned hold values that are not finite or far too large; checkpoints "
            "saved before are still good. Look at --init_checkpoint, or begin anew with --overwrite and a lower --lr.")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train and to evaluate: what the options say, and nothing of where it runs."""
-
-    epochs: int
-    make_optimizer: Callable[[Iterable[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
-    make_schedule: Callable[[torch.optim.Optimizer, int], Any]
-    """A timm scheduler for so many epochs, or None for a constant rate."""
-    clip_grad: float | None = 1.0
-    reinit_optimizer: bool = True
-    train_mask: bool = True
-    eval_per_image: str = "final"
-    """`final`, `always` or `never`: when to evaluate the choice per image beside the batch vote."""
-    adapt: str = "all"
-    """`all`, `first` or `none`: the tasks that are learned by gradient."""
-    print_freq: int = 10
-    seed: int = 42
-
-    def adapts_to(self, task: int) -> bool:
-        return self.adapt == "all" or (self.adapt == "first" and task == 0)
-
-
-class Sums:
-    """Named sums on the device. Adding to them waits for nothing; reading them does.
-
-    In float32, which every kind of device has: counts are exact up to 16 million.
-    """
-
-    def __init__(self, device: torch.device, **start: float):
-        self.names = tuple(start)
-        self._values = torch.tensor(list(start.values()), dtype=torch.float32, device=device)
-
-    def add(self, **values: Tensor | float) -> None:
-        for name, value in values.items():
-            self._values[self.names.index(name)] += value
-
-    def here(self) -> dict[str, float]:
-        """The sums of this process."""
-        return dict(zip(self.names, self._values.tolist(), strict=True))
-
-    def over_processes(self) -> dict[str, float]:
-        """The sums over all processes. Call it once: the sums of this process are then gone."""
-        return dict(zip(self.names, sum_over_processes(self._values).tolist(), strict=True))
 
 
 class Reporter(Protocol):
@@ -239,13 +194,13 @@ class Continual:
             if run.step % print_freq == 0 or run.step == total or stop:
                 self._stop_if_not_finite(losses, task, epoch)
                 losses.clear()
-                self.reporter.steps(task, epoch, run.step, total, *_means(sums.here()), lr)
+                self.reporter.steps(task, epoch, run.step, total, *means(sums.here()), lr)
             if stop and run.step < total:  # after the last step the epoch is finished
                 self._stop_if_parameters_are_not_finite(task, epoch, run.step)
                 run.sums = list(sums.over_processes().values())
                 raise Interrupted(stop)
         self._stop_if_parameters_are_not_finite(task, epoch, total)
-        loss_mean, acc1 = _means(sums.over_processes())
+        loss_mean, acc1 = means(sums.over_processes())
         return {"loss": loss_mean, "acc@1": acc1, "lr": lr}, stop
 
     def _stop_if_parameters_are_not_finite(self, task: int, epoch: int, step: int) -> None:
@@ -346,7 +301,7 @@ class Continual:
             query_BD = self.query_cache.query(model, test.fingerprint, self.batches.batch_size, batch.index,
                                               batch.images_BCHW)
             output = model(batch.images_BCHW, query_BD=query_BD, per_image=per_image)
-            logits_BK = _masked(output.logits_BK, outside_K)
+            logits_BK = masked(output.logits_BK, outside_K)
             top5 = logits_BK.topk(min(5, logits_BK.shape[1])).indices == batch.labels_B[:, None]
             sums.add(loss=F.cross_entropy(logits_BK, batch.labels_B, reduction="sum"), hits=top5[:, 0].sum(),
                      hits_among_5=top5.sum(), images=len(top5))
@@ -402,56 +357,3 @@ class Continual:
         for name, tensor in self.model.head.statistics().items():
             if name in saved:  # nothing before the first task has settled
                 tensor.copy_(saved[name])
-
-
-def train_step(learner: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, task: int | None,
-               outside_K: Tensor | None, clip_grad: float | None) -> tuple[Tensor, Tensor]:
-    """One step (paper eq. 5): cross-entropy over the allowed classes, plus what the prompt method adds.
-
-    `task` is None where training is not told of tasks. Replayed images, last in the batch, may be of any class.
-
-    Returns the loss and the number of hits among new images, both still on the device.
-    """
-    output = learner(batch.images_BCHW, task=task)
-    new = slice(batch.num_new)
-    logits_BK = _masked(output.logits_BK[new], outside_K)
-    hits = (logits_BK.argmax(1) == batch.labels_B[new]).sum()
-    if batch.num_replayed:
-        logits_BK = torch.cat([logits_BK, output.logits_BK[batch.num_new:]])
-    loss = F.cross_entropy(logits_BK, batch.labels_B)
-    if output.aux_loss is not None:
-        loss = loss + output.aux_loss
-    optimizer.zero_grad(set_to_none=True)
-    (loss * batch.share).backward()  # the share makes the mean over processes the mean over images
-    if clip_grad is not None:
-        nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip_grad)
-    optimizer.step()
-    return loss.detach(), hits
-
-
-def training_state(optimizer: torch.optim.Optimizer | None, schedule: Any) -> dict[str, Any]:
-    """What of training a checkpoint holds beside the model."""
-    return {"optimizer": optimizer.state_dict() if optimizer else None,
-            "schedule": [part.state_dict() for part in _schedule_parts(schedule)]}
-
-
-def load_training_state(optimizer: torch.optim.Optimizer, schedule: Any, state: dict[str, Any]) -> None:
-    """Take over what `training_state` gave."""
-    optimizer.load_state_dict(state["optimizer"])
-    for part, saved in zip(_schedule_parts(schedule), state["schedule"], strict=True):
-        part.load_state_dict(saved)
-
-
-def _schedule_parts(schedule: Any) -> list[Any]:
-    """What of a timm schedule has a state: itself, and torch's scheduler inside `plateau`, which timm leaves out."""
-    return [part for part in (schedule, getattr(schedule, "lr_scheduler", None)) if part is not None]
-
-
-def _masked(logits_BK: Tensor, outside_K: Tensor | None) -> Tensor:
-    return logits_BK if outside_K is None else logits_BK.masked_fill(outside_K, float("-inf"))
-
-
-def _means(sums: dict[str, float]) -> tuple[float, float]:
-    """Mean loss and accuracy in percent."""
-    images = max(sums["images"], 1)
-    return sums["loss"] / images, 100 * sums["hits"] / images

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine import Continual, train_step
+from engine import Continual
+from training import train_step
 from utils import checkpoint_bytes, sum_over_processes
 
 WARM_UP = 2

@@ -73,9 +73,9 @@ def our_work(way: str, options: SimpleNamespace, device: torch.device) -> dict[s
     from configs.base import parse
     from continual_datasets import images_in_memory
     from distributed import Processes
-    from engine import train_step
     from models import QueryCache, build_model
     from speed_test import WARM_UP, again_and_again
+    from training import train_step
     from utils import checkpoint_bytes
 
     words = ["cifar100_l2p", "--model", options.model, "--no-pretrained", "--prompt_pos_embed", "none",

@@ -7,10 +7,10 @@ from tiny_vits import TINY_VITS, images_for, tiny_vit
 from torch import nn
 
 from continual_datasets import Batch
-from engine import train_step
 from models.prompted_vit import PromptedViT
 from models.trunk import run_trunk
 from prompt import FixedPrompt, NoPrompts, PromptPool
+from training import train_step
 
 SIZE, LENGTH, TOP_K, CLASSES = 6, 2, 3, 7
 FROZEN = ("blocks", "patch_embed", "cls_token", "norm", "pos_embed", "reg_token", "fc_norm")

@@ -14,7 +14,7 @@ from tiny_vits import images_for
 from continual_datasets import Batch, images_in_memory
 from continual_datasets.replay import with_replay
 from continual_datasets.scenario import Dataset, Sessions, domain_incremental, one_task_each, split_by_class
-from engine import train_step
+from training import train_step
 
 
 def numbered(classes: list[int], per_class: int, size: int = 4, first: int = 0):

@@ -14,14 +14,15 @@ _ASSEMBLERS = {"configs", "continual_datasets", "distributed", "engine", "errors
                "output_lock", "paths", "prompt", "prompt_methods", "records", "run_folder", "saved_files", "utils"}
 ALLOWED = {  # room (a top-level file or folder): the rooms that it may import; imports inside a room are its own matter
     "main": _ASSEMBLERS | {"build", "interruption", "speed_test"},
-    "build": {"continual_datasets", "distributed", "engine", "errors", "models", "utils"},
+    "build": {"continual_datasets", "distributed", "errors", "models", "training", "utils"},
     "demo": _ASSEMBLERS,  # its scripts assemble, as main does
-    "benchmarks": _ASSEMBLERS | {"build", "speed_test"},
+    "benchmarks": _ASSEMBLERS | {"build", "speed_test", "training"},
     "results": {"records"},
     "run_with_submitit": {"configs", "errors", "main", "paths"},
-    "engine": {"continual_datasets", "errors", "interruption", "metrics", "models", "utils"},
+    "engine": {"continual_datasets", "errors", "interruption", "metrics", "models", "training", "utils"},
+    "training": {"continual_datasets", "errors", "utils"},
     "interruption": {"errors"},
-    "speed_test": {"engine", "errors", "utils"},
+    "speed_test": {"engine", "errors", "training", "utils"},
     "models": {"errors", "paths", "prompt", "prompt_methods", "utils"},
     "outputs": {"engine", "errors", "kept_files", "metrics", "paths", "plots", "tensorboard_file", "utils"},
     "tensorboard_file": {"errors"},

@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from continual_datasets import Batches, images_in_memory
 from continual_datasets.transforms import EvalTransform, TrainTransform
-from engine import train_step
 from models.prompted_vit import PromptedViT
 from prompt import PromptPool
+from training import train_step
 
 CLASSES = 6
 # What reads a tensor's values on the host, as Python sees it and as torch's dispatcher does.
