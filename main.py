@@ -350,8 +350,8 @@ def compilation_note(batch_size: int) -> str:
     """What to say before silences of a minute."""
     from models.prompted_vit import compilation_cache
 
-    return (f"--compile: torch makes kernels for batches of {batch_size} now, and more at the first step and the first "
-            f"evaluation; this takes minutes once, and later runs find them in {compilation_cache()}")
+    return (f"--compile: torch makes kernels for batches of {batch_size} now; this takes minutes once, and later runs "
+            f"find them in {compilation_cache()}")
 
 
 def claim(options: dict[str, Any], claims: ExitStack) -> None:

@@ -154,6 +154,8 @@ def _check_stream(o: Options) -> None:
         remedies.append("--replay_per_class 0")
     if o["head"] != "linear":
         remedies.append("--head linear")
+    if o["prompt_method"] in ("dualprompt", "coda"):  # their prompts belong to tasks
+        remedies.append("--prompt_method l2p")
     remedies += [f"--no-{name}" for name in ("align", "joint") if o[name]]
     if o["adapt"] != "all":
         remedies.append("--adapt all")

@@ -100,7 +100,7 @@ class PromptedViT(nn.Module):
         running them.
 
         Raises:
-            InputError: torch cannot compile here; found by a pass over a blank batch.
+            InputError: torch cannot compile here; found by a step on a blank batch.
         """
         vit = self.query_network
         images_BCHW = torch.zeros(batch_size, 3, *vit.patch_embed.img_size, device=next(vit.parameters()).device)
@@ -108,11 +108,22 @@ class PromptedViT(nn.Module):
         self._compiled_trunk = torch.compile(run_trunk, dynamic=False,
                                              mode="reduce-overhead" if images_BCHW.is_cuda else None)
         try:
-            with torch.no_grad():
-                self._run(vit, vit._pos_embed(embed(vit, images_BCHW)), 0, 1)
-        except torch._dynamo.exc.TorchDynamoException as error:
+            self._step_on(images_BCHW)
+        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
             raise InputError(f"--compile: torch cannot compile here ({first_line(error)}); install a C++ compiler such "
                              "as g++ (for a GPU also triton), or leave --compile out.") from error
+
+    def _step_on(self, images_BCHW: Tensor) -> None:
+        """All that a run computes, once: query, prompted pass, its gradients, and a test; nothing of it stays."""
+        was_training = self.training
+        with torch.random.fork_rng(devices=[images_BCHW.device] if images_BCHW.is_cuda else []):
+            output = self.train()(images_BCHW, task=0)
+            if output.logits_BK.requires_grad:
+                output.logits_BK.sum().backward()
+            self.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                self.eval()(images_BCHW)
+        self.train(was_training)
 
     def _run(self, vit: VisionTransformer, tokens_BTD: Tensor, start: int, stop: int,
              tokens: dict[int, Tensor] | None = None, prefixes: dict[int, Prefix] | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """Backbones by name: which timm ViT, with which weights, or one sentence that says why not."""
 
 import difflib
+import functools
 import hashlib
 import itertools
 import warnings
@@ -120,6 +121,7 @@ def _default_tag(architecture: str) -> str | None:
     return cfg.tag if cfg else None
 
 
+@functools.cache
 def build_without_weights(name: str) -> torch.nn.Module:
     """The model on the meta device: its class and sizes in a moment, whatever its size, and no random number drawn."""
     with torch.device("meta"), warnings.catch_warnings():

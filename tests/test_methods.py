@@ -21,7 +21,6 @@ from test_waiting import one_epoch, parts, readings
 import continual_datasets
 import engine
 import main
-import models
 import outputs
 import speed_test
 from configs.base import OPTIONS, parse
@@ -36,13 +35,9 @@ from utils import load_checkpoint, random_generator
 # ---- runs ----
 @pytest.fixture(scope="module", autouse=True)
 def _quicker():
-    """Without plots, which test_plots.py looks at, and with what the ViT's name tells asked for once."""
+    """Without plots, which test_plots.py looks at."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(outputs.Reporter, "_plot", lambda self, run: None)
-        patch.setattr(outputs, "plot_stream", lambda folder, stream: None)
-        build = functools.cache(models.weights.build_without_weights)
-        for module in (models, models.weights):
-            patch.setattr(module, "build_without_weights", build)
         yield
 
 
