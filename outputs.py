@@ -2,14 +2,22 @@
 
     config.json           every option, versions, commit, command, hardware
     scenario.json         what of the tasks no option tells: images drawn for the test, a class order read from a file
-    log.jsonl             one object per epoch and per evaluation
+    log.jsonl             one object per epoch and per evaluation; before the latter, where images choose by keys, one
+                          of kind `keys`: `keys_to_keys`, the cosine similarity of key 0 with keys 1, 2 …, then of
+                          key 1 with keys 2, 3 … and so on; `keys_to_queries`, for each test set the mean of every
+                          key's cosine similarity with its images' queries
     accuracy_matrix.csv   Acc@1 of task i (row) after training task t (column), percent
     summary.json          the final metrics
+    confusion.npz         of the last evaluation, for numpy.load: `counts` [K, K], how many test images of each true
+                          class (row) were given each class (column); `counts_per_image`, the same with prompts chosen
+                          per image, where that was evaluated beside a batch vote; `task_of_class` [K], from 1, where
+                          each class belongs to one task
     checkpoint/           task01.pth … (exactly what was learned); last.pth (what a resumed run needs), previous.pth;
                           statistics01.pth … (what a head gathers for later tasks)
     speed.json            what --speed_test measured
     tensorboard/, plots/
 
+`--eval` writes eval_log.jsonl (of evaluations only), eval_accuracy_matrix.csv, eval_confusion.npz, eval_summary.json.
 Where the data have sessions, or a stream its episodes, their names are in the place of `task`; and where there is one
 test set for all, the matrix has one row.
 
@@ -27,6 +35,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from diagnosis import Found
 from engine import RunState
 from metrics import AccuracyMatrix
 from utils import save_checkpoint, write_atomically
@@ -40,6 +49,7 @@ class Silent:
     def epoch(self, task, epoch, **values) -> None: ...
     def settled(self, task, seconds) -> None: ...
     def evaluated(self, column, run) -> None: ...
+    def diagnosed(self, column, found) -> None: ...
     def save(self, name, content) -> None: ...
     def speed(self, found) -> None: ...
 
@@ -68,7 +78,7 @@ class Reporter(SpeedReporter):
         config: the content of config.json.
         top_k: prompts chosen per image, for the plot of the choice; 0 without a pool.
         keep_log: go on with the first so many bytes of the log that is there (a resumed run); None: a new one.
-        evaluation: write under names beginning with `eval_`, and no checkpoint, log or TensorBoard file.
+        evaluation: write under names beginning with `eval_`, and no checkpoint or TensorBoard file.
     """
 
     def __init__(self, output_dir: str, *, scenario: Any, epochs: int, config: dict[str, Any], top_k: int = 0,
@@ -76,12 +86,16 @@ class Reporter(SpeedReporter):
         super().__init__(output_dir, config)
         self.unit, self.num_tasks = scenario.setting.unit, len(scenario.tasks)
         self.numbers = [task + 1 for task in scenario.evaluated_after]
+        self.task_of_class = _task_of_class(scenario)
         self.replay_images, self.replay_bytes = scenario.replay_size
         self.epochs, self.top_k = epochs, top_k
         self.evaluation = evaluation
         self.stream = stream or sys.stdout
+        self._prefix = "eval_" if evaluation else ""
         self._bar = None
         self._tensorboard = None
+        if self.folder and evaluation:
+            _write_text(self.folder / "eval_log.jsonl", "")
         if self.folder and not evaluation:
             if keep_log is None:
                 _write_json(self.folder / "config.json", config)
@@ -126,8 +140,8 @@ class Reporter(SpeedReporter):
         self._log("epoch", **{self.unit: task + 1}, epoch=epoch + 1, **values)
         self.say(f"{self._name(task + 1)} epoch {epoch + 1}/{self.epochs} done  loss {values['loss']:.4f}"
                  f"  acc {values['acc@1']:.2f}  {values['seconds']:.1f} s")
-        self._scalars(task * self.epochs + epoch, train_loss=values["loss"], train_acc=values["acc@1"],
-                      lr=values["lr"])
+        self._scalars(task * self.epochs + epoch, train_loss=values["loss"], lr=values["lr"],  # official names
+                      **{f"train/{name}": value for name, value in values.items()})
 
     def settled(self, task: int, seconds: float) -> None:
         self._log("settled", **{self.unit: task + 1}, seconds=seconds)
@@ -144,13 +158,27 @@ class Reporter(SpeedReporter):
         self._log("evaluation", **{self.unit: number}, **found, **per_image, **chosen)
         official = {"avg_acc": "acc@1", "test_loss": "loss", "forgetting": "forgetting", "backward": "backward",
                     "learning_acc": "learning_acc"}  # the names of the official code's tags
-        self._scalars(number, **{tag: found[name] for tag, name in official.items() if name in found}, **per_image,
+        measured = {name: value for name, value in (found | per_image).items() if not isinstance(value, list)}
+        self._scalars(number, **{tag: found[name] for tag, name in official.items() if name in found},
+                      **{f"test/{name}": value for name, value in measured.items()},
                       **{f"accuracy_{i + 1}": a for i, a in enumerate(run.accuracy.per_task(column))})
         if run.prompts_RM is not None and self._tensorboard:
             prompts_M = np.sum(run.prompts_RM, axis=0)
             indices = np.repeat(np.arange(len(prompts_M)), prompts_M)
             self._tensorboard.add_histogram("prompts_chosen", indices, number, bins=np.arange(len(prompts_M) + 1) - 0.5)
         self._write_matrix(run.accuracy)
+
+    def diagnosed(self, column: int, found: Found) -> None:
+        """Where images went, and how near keys are to each other and to queries."""
+        if found.keys_MM is not None:
+            of_pairs = found.keys_MM[np.triu_indices(len(found.keys_MM), k=1)]
+            self._log("keys", **{self.unit: self.numbers[column]}, keys_to_keys=_rounded(of_pairs),
+                      keys_to_queries=_rounded(found.keys_to_queries_RM))
+        if found.confusion and self.folder:
+            content = io.BytesIO()
+            tasks = {} if self.task_of_class is None else {"task_of_class": self.task_of_class}
+            np.savez_compressed(content, **found.confusion, **tasks)
+            write_atomically(self.folder / f"{self._prefix}confusion.npz", content.getvalue())
 
     def _name(self, number: int) -> str:
         return f"{self.unit} {number}/{self.num_tasks}"
@@ -189,12 +217,25 @@ class Reporter(SpeedReporter):
                 line += f"  forgetting {summary['forgetting_per_image']:.2f}"
             self.say(line)
         if self.folder:
-            _write_json(self.folder / ("eval_summary.json" if self.evaluation else "summary.json"), summary)
+            _write_json(self.folder / f"{self._prefix}summary.json", summary)
             if not self.evaluation:
                 self._plot(run)
         if self._tensorboard:
+            self._write_hyper_parameters(summary)
             self._tensorboard.close()
         return summary
+
+    def _write_hyper_parameters(self, summary: dict[str, Any]) -> None:
+        """Options and final metrics, for TensorBoard's table of runs; in this run, not in one below it."""
+        from torch.utils.tensorboard.summary import hparams
+
+        final = {f"hparam/{name}": value for name, value in summary.items()
+                 if isinstance(value, float) and name not in ("train_seconds", "eval_seconds")}
+        options = {name: value if isinstance(value, bool | int | float | str) else str(value)
+                   for name, value in self.config["options"].items()}
+        for part in hparams(options | {"experiment": self.config["experiment"]}, final):
+            self._tensorboard.file_writer.add_summary(part)
+        self._scalars(self.numbers[-1], **final)
 
     def _plot(self, run: RunState) -> None:
         import plots  # matplotlib is slow to import, and needed only here
@@ -217,11 +258,11 @@ class Reporter(SpeedReporter):
         if self.folder:
             text = io.StringIO()
             csv.writer(text, lineterminator="\n").writerows(accuracy.to_rows(self.unit, self.numbers))
-            _write_text(self.folder / f"{'eval_' if self.evaluation else ''}accuracy_matrix.csv", text.getvalue())
+            _write_text(self.folder / f"{self._prefix}accuracy_matrix.csv", text.getvalue())
 
     def _log(self, kind: str, **values: Any) -> None:
-        if self.folder and not self.evaluation:
-            with open(self.folder / "log.jsonl", "a") as file:
+        if self.folder:
+            with open(self.folder / f"{self._prefix}log.jsonl", "a") as file:
                 file.write(json.dumps({"kind": kind, "time": round(time.time(), 3), **values}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())  # as long-lived as the checkpoint that counts its bytes
@@ -245,6 +286,18 @@ def plot_stream(output_dir: str, stream: Any) -> None:
     if output_dir:
         plots.plot_class_probability(stream.probability(), stream.active_EK,
                                      Path(output_dir) / "plots" / "class_probability.png", stream.schedule.batches)
+
+
+def _task_of_class(scenario: Any) -> np.ndarray | None:
+    """The task of each class [K], from 1; None where classes come back."""
+    tasks = [(label, number) for number, task in enumerate(scenario.tested, start=1) for label in task.classes]
+    if scenario.setting.one_test_set or sorted(label for label, _ in tasks) != list(range(scenario.num_classes)):
+        return None
+    return np.array([number for _, number in sorted(tasks)])
+
+
+def _rounded(values: np.ndarray) -> list:
+    return np.round(values.astype(float), 4).tolist()
 
 
 def _write_text(path: Path, text: str) -> None:

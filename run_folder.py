@@ -14,9 +14,11 @@ from errors import InputError
 from utils import load_checkpoint, write_atomically
 
 RUN_FILES = ("config.json", "scenario.json", "log.jsonl", "accuracy_matrix.csv", "summary.json", "eval_summary.json",
-             "eval_accuracy_matrix.csv", "checkpoint", "tensorboard", "plots")
+             "eval_accuracy_matrix.csv", "confusion.npz", "eval_confusion.npz", "eval_log.jsonl", "checkpoint",
+             "tensorboard", "plots")
 UNITS = ("task", "session", "episode")
-RUN_PATTERNS = ("scenario.json", "log.jsonl", "*accuracy_matrix.csv", "summary.json", "eval_summary.json",
+RUN_PATTERNS = ("scenario.json", "log.jsonl", "eval_log.jsonl", "*accuracy_matrix.csv", "summary.json",
+                "eval_summary.json", "confusion.npz", "eval_confusion.npz",
                 *(f"checkpoint/{unit}*.pth" for unit in UNITS), "checkpoint/last.pth", "checkpoint/previous.pth",
                 "checkpoint/statistics*.pth",
                 "checkpoint/.*.tmp", ".*.tmp", "tensorboard/events.out.tfevents.*", "plots/*.png", "speed.json")

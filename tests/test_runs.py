@@ -56,12 +56,12 @@ def test_the_files_of_a_run(finished):
             *(f"checkpoint/task{t:02d}.pth" for t in (1, 2, 3)),
             *(f"plots/{p}.png" for p in ("accuracy_matrix", "over_tasks", "prompts_per_task"))} < names
     assert {name.split("/")[0] for name in names} == {"config.json", "log.jsonl", "accuracy_matrix.csv", "summary.json",
-                                                      "checkpoint", "plots", "tensorboard"}
+                                                      "confusion.npz", "checkpoint", "plots", "tensorboard"}
     config = json.loads((finished / "config.json").read_text())
     assert config["options"]["lr"] == 0.1
     assert {"python", "torch", "timm", "torchvision", "numpy"} <= config["versions"].keys()
     log = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
-    assert [row["kind"] for row in log] == (["epoch"] * 3 + ["evaluation"]) * 3
+    assert [row["kind"] for row in log] == (["epoch"] * 3 + ["keys", "evaluation"]) * 3
     assert log[-1]["acc@1"] == summary(finished)["acc@1"]
     assert sum(map(sum, log[-1]["prompts"])) == 30 * 5, "each of 30 test images chose 5 prompts"
     needed = {*RESULTS, "train_seconds", "eval_seconds", "train_images_per_second", "trainable_parameters", "seed",

@@ -14,16 +14,17 @@ _ASSEMBLERS = {"configs", "continual_datasets", "distributed", "engine", "errors
                "prompt", "prompt_methods", "records", "run_folder", "utils"}
 ALLOWED = {  # room (a top-level file or folder): the rooms that it may import; imports inside a room are its own matter
     "main": _ASSEMBLERS | {"build", "interruption", "speed_test"},
+    "diagnosis": {"prompt", "utils"},
     "build": {"continual_datasets", "distributed", "engine", "errors", "models", "utils"},
     "demo": _ASSEMBLERS,  # its scripts assemble, as main does
     "benchmarks": _ASSEMBLERS | {"build", "speed_test"},
     "results": {"records"},
     "run_with_submitit": {"configs", "errors", "main"},
-    "engine": {"continual_datasets", "errors", "interruption", "metrics", "models", "utils"},
+    "engine": {"continual_datasets", "diagnosis", "errors", "interruption", "metrics", "models", "utils"},
     "interruption": {"errors"},
     "speed_test": {"engine", "errors", "utils"},
     "models": {"errors", "prompt", "prompt_methods", "utils"},
-    "outputs": {"engine", "errors", "metrics", "plots", "utils"},
+    "outputs": {"diagnosis", "engine", "errors", "metrics", "plots", "utils"},
     "run_folder": {"errors", "utils"},
     "records": {"continual_datasets", "errors", "models", "utils"},
     "continual_datasets": {"errors", "utils"},
