@@ -9,8 +9,8 @@ from reporting.groups import Group, Table, differing_options
 from reporting.pictures import Picture, escape, pictures_of_group, pictures_of_table, style
 from reporting.tables import described, rows
 
-DETAILED_GROUPS = 6  # with pictures of their own; of more a page would take minutes
-PICTURES_OF_TABLES = 12
+DETAILED_GROUPS = 5  # with pictures of their own; of more a page would take minutes
+PICTURES_OF_TABLES = 8
 
 CSS = """
 :root { color-scheme: light; }

@@ -37,7 +37,7 @@ STYLE = {"font.size": 7, "axes.titlesize": 7, "axes.labelsize": 7, "xtick.labels
 @dataclass
 class Picture:
     name: str
-    """Of its file of numbers, without ending."""
+    """Of its file of numbers, without ending; no other picture of the report has it."""
     title: str
     caption: str
     numbers: list[list[Any]]
@@ -56,11 +56,14 @@ class Picture:
 
     def svg(self) -> str:
         """An `<svg>` element whose ids no other picture has; the same for the same numbers."""
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+
         with style(**{"svg.hashsalt": self.name}), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has fonts of its own
             figure, axes = self.figure()
             buffer = BytesIO()
-            figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+            # Not figure.savefig, which draws once more beforehand.
+            FigureCanvasSVG(figure).print_svg(buffer, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
         text = buffer.getvalue().decode("utf-8", "replace")
         body = text[text.index("<svg"):]
         for mark in ('id="', 'href="#', "url(#"):  # ids such as axes_1 are in every picture
@@ -230,8 +233,10 @@ def heat_picture(name: str, title: str, x_label: str, y_label: str, values_RC: n
             for (row, col), value in np.ndenumerate(values_RC):
                 if not np.isnan(value):
                     dark = value < (limits[0] + limits[1]) / 2
-                    axes.text(col + first[1], row + first[0], f"{round(value, digits) + 0.0:.{digits}f}", ha="center", va="center",
-                              fontsize=6, color="white" if dark else "black")
+                    shown = round(value, digits) + 0.0  # no -0.0
+                    text = axes.text(col + first[1], row + first[0], f"{shown:.{digits}f}", ha="center", va="center",
+                                     fontsize=6, color="white" if dark else "black")
+                    text.set_in_layout(False)  # it lies inside: measuring hundreds of them takes long
         _whole_numbers(axes.xaxis)
         _whole_numbers(axes.yaxis)
         if columns is not None:
@@ -315,7 +320,7 @@ def _class_accuracy(name: str, group: Group) -> list[Picture]:
                  error_kw={"linewidth": 0.7})
         axes.set_ylim(0, 100)
         if few:
-            axes.set_xticks(at_K, labels=[_short(printable(names[k]), 14) for k in order_K], rotation=90)
+            axes.set_xticks(at_K, labels=[_short(printable(names[k]), 14) for k in order_K], rotation=90, fontsize=5.5)
         axes.set_xlabel("class" + ("" if few else ", by number") + ("" if task_K is None else ", in order of tasks"))
         axes.set_ylabel("accuracy (%)")
         axes.spines[["top", "right"]].set_visible(False)

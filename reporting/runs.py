@@ -15,7 +15,6 @@ import numpy as np
 
 from errors import DamagedFileError, InputError
 from metrics import AccuracyMatrix
-from run_folder import UNITS
 
 OWN_FOLDERS = {"checkpoint", "tensorboard", "plots"}
 MARKS = ("config.json", "summary.json", "log.jsonl", "accuracy_matrix.csv")  # one of them makes a folder a run's
@@ -93,7 +92,7 @@ class Run:
         """The size of the last task's checkpoint; None where it is not there."""
         if self.folder is None:
             return None
-        paths = sorted(path for unit in UNITS for path in self.folder.glob(f"checkpoint/{unit}*.pth"))
+        paths = sorted(self.folder.glob(f"checkpoint/{self.unit}*.pth"))
         return paths[-1].stat().st_size if paths else None
 
     def _file(self, name: str) -> Path | None:
@@ -248,6 +247,7 @@ def _how_far(folder: Path) -> str:
     """How far an unfinished run came, as its log tells."""
     try:
         last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
-        return next(f", and its log ends in {unit} {last[unit]}" for unit in UNITS if unit in last)
+        unit = next(name for name in ("task", "session", "episode") if name in last)
+        return f", and its log ends in {unit} {last[unit]}"
     except (OSError, ValueError, IndexError, TypeError, StopIteration):
         return ""

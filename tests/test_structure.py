@@ -20,7 +20,7 @@ ALLOWED = {  # room (a top-level file or folder): the rooms that it may import; 
     "benchmarks": _ASSEMBLERS | {"build", "speed_test"},
     "results": {"records"},
     "report": {"configs", "errors", "reporting"},
-    "reporting": {"configs", "errors", "metrics", "plots", "run_folder"},
+    "reporting": {"configs", "errors", "metrics", "plots"},
     "run_with_submitit": {"configs", "errors", "main"},
     "engine": {"continual_datasets", "diagnosis", "errors", "interruption", "metrics", "models", "utils"},
     "interruption": {"errors"},
