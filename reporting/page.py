@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reporting.groups import Group, Table, differing_options
-from reporting.pictures import Picture, escape, pictures_of_group, pictures_of_table, style
+from reporting.groups import ALONE, Group, Table, differing_options
+from reporting.pictures import Picture, escape, pictures_of_group, pictures_of_table, style, votes
 from reporting.tables import described, rows
 
 DETAILED_GROUPS = 5  # with pictures of their own; of more a page would take minutes
@@ -39,7 +39,7 @@ figcaption { font-size: 13px; color: #444; }
   th, td { padding: 1pt 4pt; white-space: normal; }
   .scroll { overflow: visible; }
   figure, tr { break-inside: avoid; }
-  h2, h3 { break-after: avoid; }
+  h2, h3, h3 + p, thead { break-after: avoid; }
   .pictures { display: block; }
   figure { display: inline-block; width: 8cm; margin: 0 .4cm .4cm 0; vertical-align: top; }
   @page { margin: 1.5cm; }
@@ -69,7 +69,7 @@ class Contents:
 
 
 def gather(tables: Sequence[Table], left_out: Sequence[str]) -> Contents:
-    """Choose what is drawn. A group that is in two tables has its pictures in the first."""
+    """Choose what is drawn. A group with a batch vote has its pictures in the table of that vote, of which they are."""
     contents = Contents(tables, left_out=list(left_out))
     drawn: set[tuple[str, ...]] = set()
     for number, table in enumerate(tables, start=1):
@@ -78,7 +78,7 @@ def gather(tables: Sequence[Table], left_out: Sequence[str]) -> Contents:
         of_groups, without = [], []
         for place, group in enumerate(table.groups, start=1):
             mark = tuple(run.name for run in group.runs)
-            if mark in drawn:
+            if mark in drawn or (table.conditions.choice == ALONE and votes(group.runs[0])):
                 continue
             if len(drawn) == DETAILED_GROUPS:
                 without.append(group)
@@ -151,12 +151,18 @@ def _repeat_section(group: Group) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in config.get("versions", {}).items())
         command = shlex.join(["python", *map(str, config.get("command", []))])
         lines.append([escape(run.name), str(run.seed), f"<code>{escape(command)}</code>",
-                      f"<code>{escape(str(config.get('commit'))[:20])}</code>", escape(versions),
+                      f"<code>{escape(_short_commit(str(config.get('commit'))))}</code>", escape(versions),
                       escape(", ".join(where))])
     words = f"<code>{escape(' '.join(options))}</code>" if options else "none"
     return "\n".join([f"<h3>{escape(group.label)}</h3>",
                       f'<p class="note">Options that differ from the program\'s defaults: {words}</p>',
                       _html_table([header, *lines], "runs", escaped=True)])
+
+
+def _short_commit(commit: str) -> str:
+    """As many digits as name a commit; and whether files differed from it."""
+    number, plus, changes = commit.partition("+")
+    return number[:12] + plus + changes
 
 
 def _words(value: object) -> str:
@@ -166,9 +172,10 @@ def _words(value: object) -> str:
 def _html_table(cells: list[list[str]], kind: str = "", escaped: bool = False) -> str:
     write = (lambda text: text) if escaped else escape
     header, *lines = cells
-    text = "<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in header) + "</tr>\n"
-    text += "\n".join("<tr>" + "".join(f"<td>{write(cell)}</td>" for cell in line) + "</tr>" for line in lines)
-    return f'<div class="scroll"><table class="{kind}">\n{text}\n</table></div>'
+    head = "<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in header) + "</tr>"
+    body = "\n".join("<tr>" + "".join(f"<td>{write(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    return (f'<div class="scroll"><table class="{kind}">\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n'
+            "</table></div>")
 
 
 def _figures(pictures: Sequence[Picture]) -> str:
