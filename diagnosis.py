@@ -38,32 +38,38 @@ class Diagnosis:
         self.num_classes, self.device = num_classes, device
         self.keys_MD = None if keys_MD is None else l2_normalise(keys_MD.detach().float())
         self._counts: dict[str, Tensor] = {}
+        self._name = "counts"
         self._queries: list[Tensor] = []
         self._images: list[Tensor] = []
 
-    def begin_test_set(self) -> None:
-        if self.keys_MD is not None:
-            self._queries.append(torch.zeros(self.keys_MD.shape[1], device=self.device))
-            self._images.append(torch.zeros((), device=self.device))
+    def begin_test_set(self, per_image: bool) -> bool:
+        """Make room for a test set, in every process: one may get none of its images.
 
-    @property
-    def wants_queries(self) -> bool:
-        return self.keys_MD is not None
+        Args:
+            per_image: prompts are chosen for each image alone, beside a batch vote.
+
+        Returns:
+            Whether to add queries, which are the same in both ways to choose.
+        """
+        self._name = "counts_per_image" if per_image else "counts"
+        if self.num_classes and self._name not in self._counts:
+            self._counts[self._name] = torch.zeros(self.num_classes**2, dtype=torch.long, device=self.device)
+        if self.keys_MD is None or per_image:
+            return False
+        self._queries.append(torch.zeros(self.keys_MD.shape[1], device=self.device))
+        self._images.append(torch.zeros((), device=self.device))
+        return True
 
     def add_queries(self, query_BD: Tensor) -> None:
         """The queries of some images of the test set that began last. Their mean direction is all that is needed."""
         self._queries[-1] += l2_normalise(query_BD.float()).sum(0)
         self._images[-1] += len(query_BD)
 
-    def add_predictions(self, labels_B: Tensor, predicted_B: Tensor, per_image: bool) -> None:
-        """Count images by true and predicted class. `per_image`: prompts were chosen for each image alone, beside a
-        batch vote."""
+    def add_predictions(self, labels_B: Tensor, predicted_B: Tensor) -> None:
+        """Count images of the test set that began last by true and predicted class."""
         if self.num_classes:
-            name = "counts_per_image" if per_image else "counts"
-            if name not in self._counts:
-                self._counts[name] = torch.zeros(self.num_classes**2, dtype=torch.long, device=self.device)
             cells_B = labels_B * self.num_classes + predicted_B
-            self._counts[name].scatter_add_(0, cells_B, torch.ones_like(cells_B))
+            self._counts[self._name].scatter_add_(0, cells_B, torch.ones_like(cells_B))
 
     def over_processes(self) -> Found:
         """Call it once, in every process."""

@@ -337,9 +337,7 @@ class Continual:
         chosen_M = torch.zeros(pool_size, dtype=torch.long, device=self.device)
         test = self.scenario.tested[task].test
         diagnosis = diagnosis or Diagnosis(0, None, self.device)
-        add_queries = diagnosis.wants_queries and not per_image  # which would be the same once more
-        if add_queries:
-            diagnosis.begin_test_set()
+        add_queries = diagnosis.begin_test_set(per_image)
         for batch in self.batches.evaluation(test):
             if self.stop.received:
                 break
@@ -353,7 +351,7 @@ class Continual:
             output = model(batch.images_BCHW, query_BD=query_BD, per_image=per_image)
             logits_BK = _masked(output.logits_BK, outside_K)
             best_B5 = logits_BK.topk(min(5, logits_BK.shape[1])).indices
-            diagnosis.add_predictions(batch.labels_B, best_B5[:, 0], per_image)
+            diagnosis.add_predictions(batch.labels_B, best_B5[:, 0])
             top5 = best_B5 == batch.labels_B[:, None]
             sums.add(loss=F.cross_entropy(logits_BK, batch.labels_B, reduction="sum"), hits=top5[:, 0].sum(),
                      hits_among_5=top5.sum(), images=len(top5))
