@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from continual_datasets import Batches, Scenario
+from diagnosis import Diagnosis, Found
 from interruption import Interrupted, StopRequest
 from metrics import AccuracyMatrix
 from models import PromptedViT, QueryCache
@@ -39,6 +40,7 @@ class Reporter(Protocol):
     def epoch(self, task: int, epoch: int, **values: Any) -> None: ...
     def settled(self, task: int, seconds: float) -> None: ...
     def evaluated(self, column: int, run: "RunState") -> None: ...
+    def diagnosed(self, column: int, found: Found) -> None: ...
     def save(self, name: str, content: dict[str, Any]) -> None: ...
 
 
@@ -267,20 +269,26 @@ class Continual:
         final = column + 1 == len(self.scenario.evaluated_after)
         also_per_image = self.model.prompt.pool_size and (
             self.recipe.eval_per_image == "always" or (final and self.recipe.eval_per_image == "final"))
+        diagnosis = Diagnosis(self.scenario.num_classes if final else 0, self.model.prompt.keys(), self.device)
         for row in self.scenario.tests_after(task):
-            acc1, acc5, loss, chosen_M = self.evaluate(row, per_image=False)
+            acc1, acc5, loss, chosen_M = self.evaluate(row, per_image=False, diagnosis=diagnosis)
             run.accuracy.record(row, column, acc1, acc5, loss)
             if also_per_image:
                 # Without a vote the two protocols are one.
-                values = self.evaluate(row, per_image=True)[:3] if self.model.prompt.votes else (acc1, acc5, loss)
+                values = acc1, acc5, loss
+                if self.model.prompt.votes:
+                    values = self.evaluate(row, per_image=True, diagnosis=diagnosis)[:3]
                 run.per_image.record(row, column, *values)
             counts.append(chosen_M)
+        found = diagnosis.over_processes()
         run.eval_seconds += time.perf_counter() - started
         run.prompts_RM = torch.stack(counts).tolist() if counts[0] is not None else None
+        self.reporter.diagnosed(column, found)
         self.reporter.evaluated(column, run)
 
     @torch.no_grad()
-    def evaluate(self, task: int, per_image: bool) -> tuple[float, float, float, Tensor | None]:
+    def evaluate(self, task: int, per_image: bool,
+                 diagnosis: Diagnosis | None = None) -> tuple[float, float, float, Tensor | None]:
         """One task's test set: Acc@1, Acc@5 (percent), loss, and how often each prompt was chosen [M] (or None).
 
         All K logits compete, or the task's own where the setting tells it. Every image counts once, over all processes.
@@ -293,6 +301,8 @@ class Continual:
         pool_size = model.prompt.pool_size
         chosen_M = torch.zeros(pool_size, dtype=torch.long, device=self.device)
         test = self.scenario.tested[task].test
+        diagnosis = diagnosis or Diagnosis(0, None, self.device)
+        add_queries = diagnosis.begin_test_set(per_image)
         for batch in self.batches.evaluation(test):
             if self.stop.received:
                 break
@@ -300,9 +310,14 @@ class Continual:
                 torch.manual_seed(random_seed(self.recipe.seed, "evaluation", task, batch.index))
             query_BD = self.query_cache.query(model, test.fingerprint, self.batches.batch_size, batch.index,
                                               batch.images_BCHW)
+            if add_queries:
+                query_BD = model.query(batch.images_BCHW) if query_BD is None else query_BD
+                diagnosis.add_queries(query_BD)
             output = model(batch.images_BCHW, query_BD=query_BD, per_image=per_image)
             logits_BK = masked(output.logits_BK, outside_K)
-            top5 = logits_BK.topk(min(5, logits_BK.shape[1])).indices == batch.labels_B[:, None]
+            best_B5 = logits_BK.topk(min(5, logits_BK.shape[1])).indices
+            diagnosis.add_predictions(batch.labels_B, best_B5[:, 0])
+            top5 = best_B5 == batch.labels_B[:, None]
             sums.add(loss=F.cross_entropy(logits_BK, batch.labels_B, reduction="sum"), hits=top5[:, 0].sum(),
                      hits_among_5=top5.sum(), images=len(top5))
             if output.selected_BN is not None:

@@ -25,6 +25,7 @@ class KeptFiles:
     def __init__(self, folder: Path, warn: Callable[[str], None]):
         self.folder, self.warn = folder, warn
         self._contents: dict[str, bytes] = {}
+        self._log_path = folder / "log.jsonl"
         self._log: list[bytes] = []
         self.log_bytes = 0
 
@@ -40,12 +41,13 @@ class KeptFiles:
         path = self.folder / name
         self._contents[name] = paths.read_bytes(path, str(path), MAX_LOG_BYTES)
 
-    def begin_log(self, keep: int = 0) -> None:
+    def begin_log(self, name: str, keep: int = 0) -> None:
         """A new log, or the first `keep` bytes of the one that is there.
 
         What a killed run did after its last checkpoint is done, and logged, again.
         """
-        path, log = self.folder / "log.jsonl", b""
+        self._log_path = path = self.folder / name
+        log = b""
         if keep:
             with suppress(FileNotFoundError):
                 log = paths.read_bytes(path, str(path), MAX_LOG_BYTES)[:keep]
@@ -59,10 +61,10 @@ class KeptFiles:
         write_atomically(path, log)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Add a line to log.jsonl, as long-lived as the checkpoint that counts its bytes."""
+        """Add a line to the log, as long-lived as the checkpoint that counts its bytes."""
         line = (json.dumps(row) + "\n").encode()
         self._restore_log()
-        with open(self.folder / "log.jsonl", "ab") as file:
+        with open(self._log_path, "ab") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
@@ -76,7 +78,7 @@ class KeptFiles:
         self._restore_log()
 
     def _restore_log(self) -> None:
-        self._restore_file(self.folder / "log.jsonl", self.log_bytes, self._log)
+        self._restore_file(self._log_path, self.log_bytes, self._log)
 
     def _restore_file(self, path: Path, size: int, content: list[bytes]) -> None:
         try:

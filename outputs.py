@@ -3,14 +3,22 @@
     config.json           every option, versions, commit, command, hardware
     scenario.json         what of the tasks no option tells: images drawn for the test, a class order read from a file
     manifest.json.gz      which image is in which task, with hashes (continual_datasets/manifest.py)
-    log.jsonl             one object per epoch and per evaluation
+    log.jsonl             one object per epoch and per evaluation; before the latter, where images choose by keys, one
+                          of kind `keys`: `keys_to_keys`, the cosine similarity of key 0 with keys 1, 2 …, then of
+                          key 1 with keys 2, 3 … and so on; `keys_to_queries`, for each test set the mean of every
+                          key's cosine similarity with its images' queries
     accuracy_matrix.csv   Acc@1 of task i (row) after training task t (column), percent
     summary.json          the final metrics; `unusable_checkpoints` where a task's is missing or damaged
+    confusion.npz         of the last evaluation, for numpy.load: `counts` [K, K], how many test images of each true
+                          class (row) were given each class (column); `counts_per_image`, the same with prompts chosen
+                          per image, where that was evaluated beside a batch vote; `task_of_class` [K], from 1, where
+                          each class belongs to one task
     checkpoint/           task01.pth … (exactly what was learned); last.pth (what a resumed run needs), previous.pth;
                           statistics01.pth … (what a head gathers for later tasks)
     speed.json            what --speed_test measured
     tensorboard/, plots/
 
+`--eval` writes eval_log.jsonl (of evaluations only), eval_accuracy_matrix.csv, eval_confusion.npz, eval_summary.json.
 Where the data have sessions, or a stream its episodes, their names are in the place of `task`; and where there is one
 test set for all, the matrix has one row.
 
@@ -30,6 +38,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from diagnosis import Found
 from engine import RunState
 from kept_files import KeptFiles
 from metrics import AccuracyMatrix
@@ -45,6 +54,7 @@ class Silent:
     def epoch(self, task, epoch, **values) -> None: ...
     def settled(self, task, seconds) -> None: ...
     def evaluated(self, column, run) -> None: ...
+    def diagnosed(self, column, found) -> None: ...
     def save(self, name, content) -> None: ...
     def speed(self, found) -> None: ...
 
@@ -77,7 +87,7 @@ class Reporter(SpeedReporter):
         config: the content of config.json.
         top_k: prompts chosen per image, for the plot of the choice; 0 without a pool.
         keep_log: go on with the first so many bytes of the log that is there (a resumed run); None: a new one.
-        evaluation: write under names beginning with `eval_`, and no checkpoint, log or TensorBoard file.
+        evaluation: write under names beginning with `eval_`, and no checkpoint or TensorBoard file.
         manifest: the content of manifest.json.gz; None for a stream.
     """
 
@@ -88,6 +98,7 @@ class Reporter(SpeedReporter):
         self.unit, self.num_tasks = scenario.setting.unit, len(scenario.tasks)
         self.names = {task: scenario.name_of(task) for task in scenario.evaluated_after}
         self.numbers = [task + 1 for task in scenario.evaluated_after]
+        self.task_of_class = _task_of_class(scenario)
         self.replay_images, self.replay_bytes = scenario.replay_size
         self.epochs, self.top_k = epochs, top_k
         self.stream = stream or sys.stdout
@@ -98,6 +109,8 @@ class Reporter(SpeedReporter):
         self.prefix = "eval_" if evaluation else ""
         if self.trains:
             self._begin(scenario, keep_log, manifest)
+        elif self.files:
+            self.files.begin_log("eval_log.jsonl")
 
     def _begin(self, scenario: Any, keep_log: int | None, manifest: bytes | None) -> None:
         if keep_log is None:
@@ -108,7 +121,7 @@ class Reporter(SpeedReporter):
             self.files.write_json("scenario.json", scenario.record)
         if manifest is not None:
             self.files.write("manifest.json.gz", manifest)
-        self.files.begin_log(keep_log or 0)
+        self.files.begin_log("log.jsonl", keep_log or 0)
         for path in [*self.folder.glob(".*.tmp"), *self.folder.glob("checkpoint/.*.tmp")]:
             path.unlink()  # half-written files of a run that was killed
         if scenario.stream:
@@ -152,7 +165,8 @@ class Reporter(SpeedReporter):
                  f"  acc {values['acc@1']:.2f}  {values['seconds']:.1f} s")
         if self._tensorboard:
             self._tensorboard.scalars(task * self.epochs + epoch, {
-                "train_loss": values["loss"], "train_acc": values["acc@1"], "lr": values["lr"]})
+                "train_loss": values["loss"], "lr": values["lr"],  # official names
+                **{f"train/{name}": value for name, value in values.items()}})
 
     def settled(self, task: int, seconds: float) -> None:
         self._log("settled", **{self.unit: task + 1}, seconds=seconds)
@@ -176,13 +190,27 @@ class Reporter(SpeedReporter):
         """The evaluation in TensorBoard's file."""
         official = {"avg_acc": "acc@1", "test_loss": "loss", "forgetting": "forgetting", "backward": "backward",
                     "learning_acc": "learning_acc"}  # the names of the official code's tags
+        measured = {name: value for name, value in (found | per_image).items() if not isinstance(value, list)}
         self._tensorboard.scalars(number, {
-            **{tag: found[name] for tag, name in official.items() if name in found}, **per_image,
+            **{tag: found[name] for tag, name in official.items() if name in found},
+            **{f"test/{name}": value for name, value in measured.items()},
             **{f"accuracy_{i + 1}": a for i, a in enumerate(run.accuracy.per_task(column))}})
         if run.prompts_RM is not None:
             prompts_M = np.sum(run.prompts_RM, axis=0)
             indices = np.repeat(np.arange(len(prompts_M)), prompts_M)
             self._tensorboard.histogram("prompts_chosen", number, indices, np.arange(len(prompts_M) + 1) - 0.5)
+
+    def diagnosed(self, column: int, found: Found) -> None:
+        """Where images went, and how near keys are to each other and to queries."""
+        if found.keys_MM is not None:
+            of_pairs = found.keys_MM[np.triu_indices(len(found.keys_MM), k=1)]
+            self._log("keys", **{self.unit: self.numbers[column]}, keys_to_keys=_rounded(of_pairs),
+                      keys_to_queries=_rounded(found.keys_to_queries_RM))
+        if found.confusion and self.folder:
+            content = io.BytesIO()
+            tasks = {} if self.task_of_class is None else {"task_of_class": self.task_of_class}
+            np.savez_compressed(content, **found.confusion, **tasks)
+            self.files.write(f"{self.prefix}confusion.npz", content.getvalue())
 
     def _name(self, number: int) -> str:
         return f"{self.unit} {number}/{self.num_tasks}"
@@ -253,8 +281,19 @@ class Reporter(SpeedReporter):
         if self.trains:
             self.files.restore()
             self._plot(run)
+        if self._tensorboard:
+            self._draw_hyper_parameters(summary)
             self._tensorboard.close()
         return summary
+
+    def _draw_hyper_parameters(self, summary: dict[str, Any]) -> None:
+        """Options and final metrics, for TensorBoard's table of runs; in this run, not in one below it."""
+        final = {f"hparam/{name}": value for name, value in summary.items()
+                 if isinstance(value, float) and name not in ("train_seconds", "eval_seconds")}
+        options = {name: value if isinstance(value, bool | int | float | str) else str(value)
+                   for name, value in self.config["options"].items()}
+        self._tensorboard.hyper_parameters(options | {"experiment": self.config["experiment"]}, final)
+        self._tensorboard.scalars(self.numbers[-1], final)
 
     def _plot(self, run: RunState) -> None:
         import plots  # matplotlib is slow to import, and needed only here
@@ -280,5 +319,17 @@ class Reporter(SpeedReporter):
             self.files.write(f"{self.prefix}accuracy_matrix.csv", text.getvalue().encode())
 
     def _log(self, kind: str, **values: Any) -> None:
-        if self.trains:
+        if self.files:
             self.files.log({"kind": kind, "time": round(time.time(), 3), **values})
+
+
+def _task_of_class(scenario: Any) -> np.ndarray | None:
+    """The task of each class [K], from 1; None where classes come back."""
+    tasks = [(label, number) for number, task in enumerate(scenario.tested, start=1) for label in task.classes]
+    if scenario.setting.one_test_set or sorted(label for label, _ in tasks) != list(range(scenario.num_classes)):
+        return None
+    return np.array([number for _, number in sorted(tasks)])
+
+
+def _rounded(values: np.ndarray) -> list:
+    return np.round(values.astype(float), 4).tolist()

@@ -70,6 +70,11 @@ class PromptMethod(Protocol):
         """Make ready for task `task` (0-based). Not called in a stream, where training knows of no tasks."""
         ...
 
+    def keys(self) -> Tensor | None:
+        """What queries are compared with by cosine to choose prompts [M, D]; None where that is not how they are
+        chosen."""
+        ...
+
     def describe_choice(self, batch_size: int) -> str:
         """How prompts are chosen in a test: numbers with different answers do not compare."""
         ...
@@ -160,6 +165,9 @@ class NothingChosen(nn.Module):
     def begin_task(self, task: int) -> None:
         """Nothing moves between tasks."""
 
+    def keys(self) -> Tensor | None:
+        return None
+
     def describe_choice(self, batch_size: int) -> str:
         return "nothing to choose"
 
@@ -230,8 +238,7 @@ class PromptPool(nn.Module):
                 per_image: bool = False) -> Prompts:
         aux_loss = None
         if self.needs_query:
-            keys_MD = self.prompts_MLD.mean(1) if self.keys_MD is None else self.keys_MD
-            similarity_BM = l2_normalise(query_BD) @ l2_normalise(keys_MD).T
+            similarity_BM = l2_normalise(query_BD) @ l2_normalise(self.keys()).T
             selected_BN = self._select(similarity_BM, task, per_image)
             aux_loss = -self.pull_coefficient * (similarity_BM.gather(1, selected_BN).sum() / batch_size)
         elif self.choice == "random":
@@ -243,6 +250,11 @@ class PromptPool(nn.Module):
         parts = vectors_BNLD.split(self.length, dim=2)
         tokens = {layer: part.flatten(1, 2) for layer, part in zip(self.layers_in_order, parts, strict=True)}
         return Prompts(tokens, aux_loss=aux_loss, selected_BN=selected_BN)
+
+    def keys(self) -> Tensor | None:
+        if not self.needs_query:
+            return None
+        return self.prompts_MLD.mean(1) if self.keys_MD is None else self.keys_MD
 
     def _select(self, scores_BM: Tensor, task: int | None, per_image: bool) -> Tensor:
         batch_size = len(scores_BM)

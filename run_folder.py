@@ -13,13 +13,14 @@ from paths import outside_path
 from utils import load_checkpoint, write_atomically
 
 RUN_FILES = ("config.json", "scenario.json", "manifest.json.gz", "log.jsonl", "accuracy_matrix.csv", "summary.json",
-             "eval_summary.json", "eval_accuracy_matrix.csv", "checkpoint", "tensorboard", "plots")
+             "confusion.npz", "eval_summary.json", "eval_accuracy_matrix.csv", "eval_confusion.npz", "eval_log.jsonl",
+             "checkpoint", "tensorboard", "plots")
 UNITS = ("task", "session", "episode")
-RUN_PATTERNS = ("scenario.json", "manifest.json.gz", "log.jsonl", "*accuracy_matrix.csv", "summary.json",
-                "eval_summary.json", *(f"checkpoint/{unit}*.pth" for unit in UNITS), "checkpoint/last.pth",
-                "checkpoint/previous.pth", "checkpoint/statistics*.pth", "checkpoint/.*.tmp", ".*.tmp",
-                "tensorboard/events.out.tfevents.*", "plots/*.png", "speed.json")
-EVALUATION_FILES = ("eval_summary.json", "eval_accuracy_matrix.csv")
+EVALUATION_FILES = ("eval_summary.json", "eval_accuracy_matrix.csv", "eval_confusion.npz", "eval_log.jsonl")
+RUN_PATTERNS = ("scenario.json", "manifest.json.gz", "log.jsonl", "accuracy_matrix.csv", "summary.json",
+                "confusion.npz", *EVALUATION_FILES, *(f"checkpoint/{unit}*.pth" for unit in UNITS),
+                "checkpoint/last.pth", "checkpoint/previous.pth", "checkpoint/statistics*.pth", "checkpoint/.*.tmp",
+                ".*.tmp", "tensorboard/events.out.tfevents.*", "plots/*.png", "speed.json")
 
 
 def read_config(output_dir: str) -> dict[str, Any]:

@@ -46,6 +46,13 @@ class TensorBoardFile:
 
         self._write(step=step, summary=histogram(name, values, edges))
 
+    def hyper_parameters(self, options: Mapping[str, Any], final: Mapping[str, float]) -> None:
+        """For TensorBoard's table of runs: what was set, and the names of the metrics that came of it."""
+        from torch.utils.tensorboard.summary import hparams
+
+        for part in hparams(dict(options), dict(final)):
+            self._write(summary=part)
+
     def close(self) -> None:
         if self._file is not None:
             with suppress(OSError):

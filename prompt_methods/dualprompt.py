@@ -70,6 +70,9 @@ class DualPrompt(nn.Module):
         if self.share_keys:
             self.keys_MD[task] = self.keys_MD[task - 1].clone()
 
+    def keys(self) -> Tensor:
+        return self.keys_MD
+
     def describe_choice(self, batch_size: int) -> str:
         return describe_vote(self.votes, batch_size)
 

@@ -199,7 +199,8 @@ def test_output_dir(lab, tmp_path, monkeypatch):
     assert code == 0
     assert "writing there" in out
     assert sorted(path.name for path in Path("there").iterdir()) == [
-        "accuracy_matrix.csv", "checkpoint", "config.json", "log.jsonl", "plots", "summary.json", "tensorboard"]
+        "accuracy_matrix.csv", "checkpoint", "config.json", "confusion.npz", "log.jsonl", "plots", "summary.json",
+        "tensorboard"]
 
 
 def test_resume_and_overwrite(lab, tmp_path):
@@ -218,10 +219,12 @@ def test_resume_and_overwrite(lab, tmp_path):
     assert re.findall(r"^task (\S+) epoch .*done", out, re.MULTILINE) == ["2/2"]
     assert [{k: v.numpy().tobytes() for k, v in state.items()} for state in learned_in(tmp_path)] == expected["learned"]
 
-    (tmp_path / "eval_summary.json").write_text("of the run to be removed")
+    of_an_evaluation = [tmp_path / f"eval_{name}" for name in ("summary.json", "log.jsonl", "confusion.npz")]
+    for path in of_an_evaluation:
+        path.write_text("of the run to be removed")
     code, out, err = call(*words, "--overwrite", "--seed", "1")
     assert code == 0, err
-    assert not (tmp_path / "eval_summary.json").exists()
+    assert not any(path.exists() for path in of_an_evaluation)
     assert re.findall(r"^task (\S+) epoch .*done", out, re.MULTILINE) == ["1/2", "2/2"]
     assert json.loads((tmp_path / "config.json").read_text())["options"]["seed"] == 1
     assert note.read_text() == "the user's own"

@@ -118,10 +118,10 @@ def test_a_run_with_replay_tells_what_it_keeps(tmp_path, capsys):
     assert (summary["replay_images"], summary["replay_bytes"]) == (8, 8 * 32 * 32 * 3)
     plain = tiny(npz, tmp_path / "plain", "--num-tasks", 3)
     assert run(*plain) == 0
-    log, other = ([json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-                  for name in ("run", "plain"))
+    log, other = ([json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()
+                   if '"epoch"' in line] for name in ("run", "plain"))
     assert log[0]["loss"] == other[0]["loss"], "the first task has nothing to replay"
-    assert log[2]["loss"] != other[2]["loss"]
+    assert log[1]["loss"] != other[1]["loss"]
 
 
 @pytest.mark.parametrize("words", [["--head", "ncm", "--prompt_method", "none", "--head_type", "token"]])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fixtures import ROOT, TINY, run_program, write_npz
@@ -56,13 +57,13 @@ def test_the_files_of_a_run(finished):
             *(f"checkpoint/task{t:02d}.pth" for t in (1, 2, 3)),
             *(f"plots/{p}.png" for p in ("accuracy_matrix", "over_tasks", "prompts_per_task"))} < names
     assert {name.split("/")[0] for name in names} == {"config.json", "manifest.json.gz", "log.jsonl",
-                                                      "accuracy_matrix.csv", "summary.json",
+                                                      "accuracy_matrix.csv", "summary.json", "confusion.npz",
                                                       "checkpoint", "plots", "tensorboard"}
     config = json.loads((finished / "config.json").read_text())
     assert config["options"]["lr"] == 0.1
     assert {"python", "torch", "timm", "torchvision", "numpy"} <= config["versions"].keys()
     log = [json.loads(line) for line in (finished / "log.jsonl").read_text().splitlines()]
-    assert [row["kind"] for row in log] == (["epoch"] * 3 + ["evaluation"]) * 3
+    assert [row["kind"] for row in log] == (["epoch"] * 3 + ["keys", "evaluation"]) * 3
     assert log[-1]["acc@1"] == summary(finished)["acc@1"]
     assert sum(map(sum, log[-1]["prompts"])) == 30 * 5, "each of 30 test images chose 5 prompts"
     needed = {*RESULTS, "train_seconds", "eval_seconds", "train_images_per_second", "trainable_parameters", "seed",
@@ -78,6 +79,16 @@ def test_tensorboard_has_the_official_names(finished):
             "train_loss", "lr"} <= set(events.Tags()["scalars"])
     assert events.Scalars("avg_acc")[-1].value == pytest.approx(summary(finished)["acc@1"], abs=1e-4)
     assert events.Tags()["histograms"] == ["prompts_chosen"]
+    for ours, official in (("train/loss", "train_loss"), ("train/lr", "lr"), ("test/acc@1", "avg_acc"),
+                           ("test/forgetting", "forgetting"), ("hparam/acc@1", "avg_acc")):
+        assert events.Scalars(ours)[-1].value == events.Scalars(official)[-1].value
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    known = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    assert known["lr"].number_value == pytest.approx(0.1)
+    assert known["freeze"].string_value == "['backbone']"
+    assert not [path for path in (finished / "tensorboard").iterdir() if path.is_dir()], "the run is one, not two"
 
 
 def test_something_was_learned_and_nothing_frozen_moved(finished):
@@ -192,6 +203,13 @@ def test_two_processes_agree_with_each_other_and_with_one(data, tmp_path):
         assert torch.equal(ranks[0][name], ranks[1][name]), name
         torch.testing.assert_close(ranks[0][name], one[name], atol=1e-5, rtol=0)
     assert results(tmp_path / "two")["per_task"] == results(tmp_path / "one")["per_task"]
+    with np.load(tmp_path / "two" / "confusion.npz") as first, np.load(tmp_path / "one" / "confusion.npz") as second:
+        assert first["counts"].tolist() == second["counts"].tolist(), "each process counted its share"
+    keys = [json.loads(line) for name in ("two", "one")
+            for line in (tmp_path / name / "log.jsonl").read_text().splitlines() if '"keys"' in line]
+    for first, second in zip(keys[:3], keys[3:], strict=True):
+        np.testing.assert_allclose(first["keys_to_keys"], second["keys_to_keys"], atol=2e-4)
+        np.testing.assert_allclose(np.array(first["keys_to_queries"]), second["keys_to_queries"], atol=2e-4)
 
 
 def test_the_number_of_processes_belongs_to_a_start_not_to_the_run(finished, tmp_path):
