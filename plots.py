@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -174,7 +174,9 @@ def plot_against_size(groups: Mapping[str, Sequence[tuple[str, int, float, float
         _, values, acc1, deviations = zip(*members, strict=True)
         axes.errorbar(values, acc1, yerr=deviations, label=group, color=colour, marker=marker, linestyle="none")
     axes.set_xscale("symlog", linthresh=1000, linscale=0.5)
-    axes.set_xlim(-150, 10 * max(1000, *(values for _, values, *_ in points)))
+    most = max(1000, *(values for _, values, *_ in points))
+    axes.set_xlim(-200, 8 * most)  # room for the names
+    axes.set_xticks([0, *(10**power for power in range(3, len(str(most)) + 1))])
     axes.set_xlabel("trained values")
     axes.set_ylabel("Acc@1 (%)")
     axes.grid(color="0.9")
@@ -185,19 +187,24 @@ def plot_against_size(groups: Mapping[str, Sequence[tuple[str, int, float, float
     return figure
 
 
-def _label_points(axes: Axes, points: Iterable[tuple[str, float, float]], height: float = 0.028) -> None:
-    """Names to the right of points, moved up where another name would be in the way. `height`: of the axes."""
-    bottom, top = axes.get_ylim()
-    taken: list[tuple[float, float]] = []  # where names begin, in units of the axes
-    for name, x, y in sorted(points, key=lambda point: point[2]):
-        place_x, place_y = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
-        for other_x, other_y in taken:  # from below
-            if abs(other_x - place_x) < 0.2 and abs(other_y - place_y) < height:
-                place_y = other_y + height
-        taken = sorted([*taken, (place_x, place_y)], key=lambda place: place[1])
-        axes.annotate(name, (x, y), xytext=(place_x + 0.02, place_y), textcoords="axes fraction", va="center",
-                      fontsize=8, arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkA": 0})
-    axes.set_ylim(bottom, top)
+def _label_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    """Names to the right of points, each as near to its height as other names and points leave room."""
+    limits = axes.get_xlim(), axes.get_ylim()
+    height, letter = 0.028, 0.0075  # of a name, in shares of the axes
+    corners = axes.transAxes.inverted().transform(axes.transData.transform([point[1:] for point in points]))
+    taken = [(x - 0.008, x + 0.008, y) for x, y in corners]  # left, right, middle
+    for (name, *point), (x, y) in zip(points, corners, strict=True):
+        left, right = x + 0.018, x + 0.018 + letter * len(name)
+        shifts = sorted(np.arange(-20, 21) * height / 4, key=abs)
+        free = [shift for shift in shifts if not any(
+            left < other_right and other_left < right and abs(y + shift - middle) < height
+            for other_left, other_right, middle in taken)]
+        middle = y + (free[0] if free else 0.0)
+        taken.append((left, right, middle))
+        axes.annotate(name, point, xytext=(left, middle), textcoords="axes fraction", va="center", fontsize=8,
+                      arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkA": 0})
+    axes.set_xlim(limits[0])
+    axes.set_ylim(limits[1])
 
 
 def _heat_map(values_RC: np.ndarray, top: float, colour_label: str, number_format: str) -> tuple[Figure, Axes]:
