@@ -79,7 +79,8 @@ class Run:
         if not summary.exists():
             return False
         saved, options = json.loads(summary.read_text())["config"]["options"], parse(self.words).options
-        changed = [name for name in OPTIONS if not OPTIONS[name].run_only and saved.get(name) != options[name]]
+        changed = [name for name in OPTIONS if not OPTIONS[name].run_only  # a resumed run saves what `auto` came to
+                   and options[name] not in ("auto", saved.get(name))]
         if changed:
             raise InputError(f"{self.folder} holds a run with another --{changed[0]} than {self.method!r} has now: "
                              "remove the folder, and it is made again.")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fixtures import ROOT
+from lab import Interrupting, call
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from test_plots import check_picture
@@ -47,6 +48,32 @@ def test_every_method_has_the_same_images_steps_and_mask(tmp_path):
         assert options["epochs"] == (1 if one_pass else GLYPHS["epochs"]), run.method
 
 
+def test_two_methods_run_through_one_of_them_stopped_before(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare, "run_all", lambda runs: max(compare.run_one(run)[0] for run in runs))
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    assert compare.compare(METHODS, SEEDS[:1], tmp_path / "whole", TINY) == 0
+    header, _, *found = rows(capsys.readouterr().out)
+    assert header == list(compare.HEADER)
+    assert [row[0] for row in found] == ["l2p", "ridge"]
+    assert found[1][2] == "–" != found[1][3], "nothing to choose, but there is forgetting"
+    assert [row[5] for row in found] == ["10,260", "0"]
+    assert found[0][6] == "0" != found[1][6], "ridge keeps a Gram matrix"
+    check_picture(tmp_path / "whole" / "compare.png")
+
+    runs = compare.planned(METHODS, SEEDS[:1], tmp_path / "stopped", TINY)
+    assert call(*runs[0].words, out=Interrupting("task 2/2 epoch 1"))[0] == 130
+    assert not runs[0].is_finished()
+    assert compare.compare(METHODS, SEEDS[:1], tmp_path / "stopped", TINY) == 0
+    assert [row[:-1] for row in rows(capsys.readouterr().out)[2:]] == [row[:-1] for row in found]  # all but seconds
+
+    assert all(run.is_finished() for run in runs)
+    changed = compare.planned({"ridge": f"{METHODS['ridge']} --input_norm imagenet"}, SEEDS[:1], tmp_path / "stopped",
+                              TINY)
+    with pytest.raises(InputError, match="holds a run with another --input_norm than 'ridge' has now: remove"):
+        changed[0].is_finished()
+
+
+@pytest.mark.long
 def test_killed_and_repeated_gives_the_same_table(tmp_path, capsys):
     """The whole program dies without a word: its workers must let go of their runs, and the next one finish them."""
     killed = start(tmp_path / "killed")
@@ -60,27 +87,13 @@ def test_killed_and_repeated_gives_the_same_table(tmp_path, capsys):
     printed = again.communicate(timeout=200)[0]
     assert again.returncode == 0, printed
 
-    header, _, *found = rows(printed)
-    assert header == list(compare.HEADER)
-    assert [row[0] for row in found] == ["l2p", "ridge"]
-    assert "±" in found[0][1]
-    assert found[1][3] != found[1][2] == "–", "nothing votes, but there is forgetting"
-    assert [row[5] for row in found] == ["10,260", "0"]
-    assert found[0][6] == "0" != found[1][6], "ridge keeps a Gram matrix"
-    check_picture(tmp_path / "killed" / "compare.png")
-
     whole = compare.planned(METHODS, SEEDS, tmp_path / "whole", TINY)
     for run in whole:
         assert main.main(run.words) == 0
     capsys.readouterr()
     expected = compare.table((name, [run.folder for run in whole if run.method == name]) for name in METHODS)
-    assert [row[:-1] for row in found] == [row[:-1] for row in rows(expected)[2:]]  # all but the seconds
-
-    runs = compare.planned(METHODS, SEEDS, tmp_path / "killed", TINY)
-    assert all(run.is_finished() for run in runs)
-    changed = compare.planned({"ridge": f"{METHODS['ridge']} --input_norm imagenet"}, SEEDS, tmp_path / "killed", TINY)
-    with pytest.raises(InputError, match="holds a run with another --input_norm than 'ridge' has now: remove"):
-        changed[0].is_finished()
+    assert "±" in expected
+    assert [row[:-1] for row in rows(printed)] == [row[:-1] for row in rows(expected)]  # all but the seconds
 
 
 def test_labels_of_points_keep_apart(tmp_path):
