@@ -103,7 +103,6 @@ def planned(methods: Mapping[str, str], seeds: Sequence[int], folder: Path, more
 # ---- running ----
 def run_all(runs: Sequence[Run]) -> int:
     """Make those runs that are not finished, two at a time. Returns 0, or an exit code where one did not end well."""
-    runs[0].folder.parent.mkdir(parents=True, exist_ok=True)
     left = [run for run in runs if not run.is_finished()]
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers' torch
     failed = 0
@@ -142,6 +141,7 @@ def run_one(run: Run) -> tuple[int, float]:
     """Run main in this process. Returns its exit code and the seconds of processor time it took."""
     started = time.process_time()
     sys.argv = ["main.py", *run.words]  # what a run records as its command
+    run.log.parent.mkdir(parents=True, exist_ok=True)
     with open(run.log, "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         code = program.main(run.words)
         seconds = time.process_time() - started
