@@ -34,7 +34,7 @@ PREFIXES = "--head_type token --g_prompt_layers 0 1 --prompt_layers 2 3"  # as i
 GENTLE = "--lr 0.000128 --head_init zero"  # the shared rate wrecks what was pretrained
 
 # Name -> command line. Images, batches, steps and the class mask are those of the demo everywhere, and so is the
-# learning rate where the line does not say why not. CODA and OnePrompt are published with a fifteenth of L2P's rate, for
+# learning rate where the line does not say why not. CODA and OnePrompt are published with a fifteenth of L2P's rate and
 # more epochs; of 0.01, 0.003 and 0.00067 the shared 0.01 was best for both (seed 0; demo/README.md).
 METHODS = {
     "l2p": "demo_l2p",
