@@ -1,4 +1,5 @@
 """The pictures of a run: accuracy matrix, accuracy and forgetting over tasks, prompts chosen for each task.
+And of several runs: accuracy against size.
 
 Each `plot_*` writes one PNG and returns the figure it drew. All values are in percent. Tasks are counted from 1 as in
 the file names of a run, prompts from 0 as in the pool. The colours stay apart for the colour-blind; lines differ by
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -156,6 +158,53 @@ def plot_class_probability(probability_SK: ArrayLike, active_EK: ArrayLike, path
         axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
     return figure
+
+
+def plot_against_size(groups: Mapping[str, Sequence[tuple[str, int, float, float]]], path: str | Path) -> Figure:
+    """A point for each method: Acc@1 against the number of trained values, on a logarithmic axis that begins with 0.
+
+    Args:
+        groups: the groups' names, at most three, and their methods: name, trained values, Acc@1 in percent, and its
+            standard deviation, which is drawn as a bar (0: none).
+    """
+    figure = _new_figure(9.0, 6.0)
+    axes = figure.subplots()
+    points = [point for members in groups.values() for point in members]
+    for (group, members), colour, marker in zip(groups.items(), (BLUE, ORANGE, VERMILLION), "os^", strict=False):
+        _, values, acc1, deviations = zip(*members, strict=True)
+        axes.errorbar(values, acc1, yerr=deviations, label=group, color=colour, marker=marker, linestyle="none")
+    axes.set_xscale("symlog", linthresh=1000, linscale=0.5)
+    most = max(1000, *(values for _, values, *_ in points))
+    axes.set_xlim(-200, 8 * most)  # room for the names
+    axes.set_xticks([0, *(10**power for power in range(3, len(str(most)) + 1))])
+    axes.set_xlabel("trained values")
+    axes.set_ylabel("Acc@1 (%)")
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    _label_points(axes, [point[:3] for point in points])
+    figure.legend(loc="outside upper center", ncols=len(groups), frameon=False, fontsize=9)
+    _save(figure, path)
+    return figure
+
+
+def _label_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    """Names to the right of points, each as near to its height as other names and points leave room."""
+    limits = axes.get_xlim(), axes.get_ylim()
+    height, letter = 0.028, 0.0075  # of a name, in shares of the axes
+    corners = axes.transAxes.inverted().transform(axes.transData.transform([point[1:] for point in points]))
+    taken = [(x - 0.008, x + 0.008, y) for x, y in corners]  # left, right, middle
+    for (name, *point), (x, y) in zip(points, corners, strict=True):
+        left, right = x + 0.018, x + 0.018 + letter * len(name)
+        shifts = sorted(np.arange(-20, 21) * height / 4, key=abs)
+        free = [shift for shift in shifts if not any(
+            left < other_right and other_left < right and abs(y + shift - middle) < height
+            for other_left, other_right, middle in taken)]
+        middle = y + (free[0] if free else 0.0)
+        taken.append((left, right, middle))
+        axes.annotate(name, point, xytext=(left, middle), textcoords="axes fraction", va="center", fontsize=8,
+                      arrowprops={"arrowstyle": "-", "color": "0.6", "linewidth": 0.6, "shrinkA": 0})
+    axes.set_xlim(limits[0])
+    axes.set_ylim(limits[1])
 
 
 def _heat_map(values_RC: np.ndarray, top: float, colour_label: str, number_format: str) -> tuple[Figure, Axes]:
