@@ -140,7 +140,7 @@ GROUPS: dict[str, list[Option]] = {
            nargs="*"),
         _o("head", str, "linear", "classifier: a trained linear layer; or without gradient the nearest class mean, or "
            "ridge regression (RanPAC)", ("linear", "ncm", "ridge")),
-        _o("random_features", integer(0, 50_000), 10_000, "ridge: random features, M; 0 takes the ViT's own"),
+        _o("random_features", integer(0, 20_000), 10_000, "ridge: random features, M; 0 takes the ViT's own"),
         _o("align", boolean, False, "after each task, retrain the linear head alone on samples of a Gaussian of every "
            "class seen (SLCA); keeps no image"),
         _o("align_samples", integer(1, 10_000), 256, "align: samples of each class and epoch"),
