@@ -3,6 +3,8 @@
 import copy
 import difflib
 import math
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,6 +64,47 @@ def choose_precision(name: str, device: torch.device) -> str:
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = name == "tf32"
     return name
+
+
+def precision_note(precision: str, model: PromptedViT, device: torch.device, batch_size: int) -> str | None:
+    """What a CPU's user should know of bfloat16 here, measured with a matrix product of the ViT's size."""
+    instructions = BFLOAT16_INSTRUCTIONS & cpu_flags() if device.type == "cpu" else set()
+    if device.type != "cpu" or (precision == "fp32" and not instructions):
+        return None
+    width = model.backbone.embed_dim
+    rows_RD = torch.randn(min(197 * batch_size, 1024), width)
+    weight_DD = torch.randn(width, width)
+    slow = seconds_of_product(rows_RD, weight_DD)
+    times = slow / seconds_of_product(rows_RD.bfloat16(), weight_DD.bfloat16())
+    if precision == "fp32" and times >= 1.3:
+        return (f"this CPU computes in bfloat16 ({', '.join(sorted(instructions))}): products of this ViT's size are "
+                f"{times:.1f} times as fast with --precision bf16.")
+    if precision == "bf16" and times <= 1 / 1.3:
+        why = "" if instructions else "this CPU has no instructions for bfloat16: "
+        return f"--precision bf16: {why}products of this ViT's size take {1 / times:.1f} times as long as with fp32."
+    return None
+
+
+BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86, and of ARM
+
+
+def cpu_flags() -> set[str]:
+    """The instructions that the processor has, as Linux calls them; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":")[1].split()}
+
+
+def seconds_of_product(rows_RD: torch.Tensor, weight_DD: torch.Tensor) -> float:
+    """The least of several tries, the first of which only makes ready; at most half a second in all."""
+    found, until = [], time.perf_counter() + 0.5
+    while len(found) < 2 or (len(found) < 6 and time.perf_counter() < until):
+        started = time.perf_counter()
+        rows_RD @ weight_DD
+        found.append(time.perf_counter() - started)
+    return min(found[1:])
 
 
 def read_scenario(options: dict[str, Any], processes: Processes) -> Scenario:
@@ -161,7 +204,8 @@ def build_recipe(options: dict[str, Any]) -> Recipe:
 
     return Recipe(epochs=o["epochs"], make_optimizer=make_optimizer, make_schedule=make_schedule,
                   clip_grad=o["clip_grad"], reinit_optimizer=o["reinit_optimizer"], train_mask=o["train_mask"],
-                  eval_per_image=o["eval_per_image"], adapt=o["adapt"], print_freq=o["print_freq"], seed=o["seed"])
+                  eval_per_image=o["eval_per_image"], adapt=o["adapt"], print_freq=o["print_freq"], seed=o["seed"],
+                  lr=lr)
 
 
 def check_recipe(recipe: Recipe, model: PromptedViT) -> None:
