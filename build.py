@@ -67,25 +67,26 @@ def choose_precision(name: str, device: torch.device) -> str:
 
 
 def precision_note(precision: str, model: PromptedViT, device: torch.device, batch_size: int) -> str | None:
-    """What a CPU's user should know of bfloat16 here, measured with a matrix product of the ViT's size."""
-    instructions = BFLOAT16_INSTRUCTIONS & cpu_flags() if device.type == "cpu" else set()
-    if device.type != "cpu" or (precision == "fp32" and not instructions):
+    """What the user of a CPU should know of bfloat16 here, measured with a block of the ViT; None: nothing."""
+    if device.type != "cpu":
         return None
-    width = model.backbone.embed_dim
-    rows_RD = torch.randn(min(197 * batch_size, 1024), width)
-    weight_DD = torch.randn(width, width)
-    slow = seconds_of_product(rows_RD, weight_DD)
-    times = slow / seconds_of_product(rows_RD.bfloat16(), weight_DD.bfloat16())
-    if precision == "fp32" and times >= 1.3:
-        return (f"this CPU computes in bfloat16 ({', '.join(sorted(instructions))}): products of this ViT's size are "
-                f"{times:.1f} times as fast with --precision bf16.")
-    if precision == "bf16" and times <= 1 / 1.3:
+    instructions = BFLOAT16_INSTRUCTIONS & cpu_flags()
+    if precision == "fp32" and not instructions:
+        return None
+    tokens = 500 if instructions else 50  # without them 500 would take a ViT-B half a minute
+    times = seconds_of_block(model, batch_size, tokens, torch.float32) / seconds_of_block(
+        model, batch_size, tokens, torch.bfloat16)
+    if precision == "fp32" and times >= CLEARLY:
+        return (f"this CPU computes in bfloat16 ({', '.join(sorted(instructions))}): a block of this ViT is "
+                f"{times:.1f} times as fast with --precision bf16")
+    if precision == "bf16" and times <= 1 / CLEARLY:
         why = "" if instructions else "this CPU has no instructions for bfloat16: "
-        return f"--precision bf16: {why}products of this ViT's size take {1 / times:.1f} times as long as with fp32."
+        return f"--precision bf16: {why}a block of this ViT takes {1 / times:.1f} times as long as with fp32"
     return None
 
 
 BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86, and of ARM
+CLEARLY = 1.3  # times as fast: less than that may be chance
 
 
 def cpu_flags() -> set[str]:
@@ -97,14 +98,18 @@ def cpu_flags() -> set[str]:
     return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":")[1].split()}
 
 
-def seconds_of_product(rows_RD: torch.Tensor, weight_DD: torch.Tensor) -> float:
-    """The least of several tries, the first of which only makes ready; at most half a second in all."""
+def seconds_of_block(model: PromptedViT, batch_size: int, most_tokens: int, dtype: torch.dtype) -> float:
+    """One way forth and back through a block of the ViT, with part of a batch: the least of a few tries."""
+    block = copy.deepcopy(model.backbone.blocks[0]).to(dtype).eval().requires_grad_(False)
+    tokens = min(model.backbone.patch_embed.num_patches + 1, most_tokens)
+    images = max(1, min(batch_size, most_tokens // tokens))
     found, until = [], time.perf_counter() + 0.5
-    while len(found) < 2 or (len(found) < 6 and time.perf_counter() < until):
+    while not found or (len(found) < 3 and time.perf_counter() < until):
+        x_BND = torch.ones(images, tokens, model.backbone.embed_dim, dtype=dtype, requires_grad=True)
         started = time.perf_counter()
-        rows_RD @ weight_DD
+        block(x_BND).sum().backward()
         found.append(time.perf_counter() - started)
-    return min(found[1:])
+    return min(found)
 
 
 def read_scenario(options: dict[str, Any], processes: Processes) -> Scenario:

@@ -105,13 +105,15 @@ class Progress:
     Args:
         say: prints a line.
         peak_memory: bytes, or None where the system does not tell.
+        clock: seconds, from anywhere.
     """
 
-    def __init__(self, say: Callable[[str], None], peak_memory: Callable[[], int | None] = lambda: None):
-        self._say, self._peak_memory = say, peak_memory
+    def __init__(self, say: Callable[[str], None], peak_memory: Callable[[], int | None] = lambda: None,
+                 clock: Callable[[], float] = time.monotonic):
+        self._say, self._peak_memory, self._clock = say, peak_memory, clock
         self.on_terminal = bool(sys.stderr and sys.stderr.isatty())
-        self.forecast = Forecast(())
-        self._began = time.monotonic()
+        self.forecast = Forecast((), clock)
+        self._began = clock()
         self._bar = None
         self._work: Pass | None = None
         self._done = 0
@@ -120,7 +122,7 @@ class Progress:
 
     def expect(self, passes: Iterable[Pass]) -> None:
         """All that is to be done from here on."""
-        self.forecast = Forecast(passes)
+        self.forecast = Forecast(passes, self._clock)
 
     def begins(self, work: Pass) -> None:
         self.forecast.begins(work)
@@ -137,7 +139,7 @@ class Progress:
             return
         self.forecast.advance(done)
         self._done = done
-        since = time.monotonic() - self._last_shown
+        since = self._clock() - self._last_shown
         if self.on_terminal and since >= DRAW_EVERY:
             self._draw()
         elif not self.on_terminal and since >= SAY_EVERY:
@@ -151,7 +153,7 @@ class Progress:
     def printed(self) -> None:
         """Something else is being printed: the bar makes room, and comes back with the next step."""
         self.clear()
-        self._last_shown = time.monotonic()
+        self._last_shown = self._clock()
 
     def clear(self) -> None:
         if self._bar is not None:
@@ -162,7 +164,7 @@ class Progress:
         """Of the pass that has ended: images per second and memory; in a log also the run's time."""
         facts = self._facts(left=not self.on_terminal)
         if not self.on_terminal:
-            facts.insert(-1, f"{duration(time.monotonic() - self._began)} so far")
+            facts.insert(-1, f"{duration(self._clock() - self._began)} so far")
         return "  ".join(facts)
 
     def memory(self) -> str | None:
@@ -171,46 +173,54 @@ class Progress:
 
     def _facts(self, left: bool = True) -> list[str]:
         rate, seconds = self.forecast.images_per_second(), self.forecast.seconds_left()
-        facts = [None if rate is None else f"{rate:.{0 if rate >= 10 else 1}f} images/s", self.memory(),
+        facts = [None if rate is None else f"{per_second(rate)} images/s", self.memory(),
                  ("?" if seconds is None else duration(seconds)) + " left" if left else None]
         return [fact for fact in facts if fact]
 
     def _draw(self) -> None:
-        if self._bar is None:
-            from tqdm import tqdm
-
-            tqdm.monitor_interval = 0  # a thread of its own, which a bar that is drawn by time does not need
-            self._bar = tqdm(total=self._work.total, initial=self._work.before, leave=False, file=sys.stderr,
-                             bar_format="{bar}", miniters=10**9, delay=10**9)
         try:
             width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
         except OSError:
             width = 80
-        self._bar.n = done = self._work.before + self._done
-        self._bar.ncols = width - 1  # a full line would begin another on some terminals
+        width -= 1  # a full line would begin another on some terminals
+        work, done = self._work, self._work.before + self._done
         seconds, rate = self.forecast.seconds_left(), self.forecast.images_per_second()
         loss, acc, lr = self._values or (None, None, None)
-        self._bar.bar_format = layout(
-            width - 1, self._work.where, f"{done}/{self._work.total}", loss=loss, acc=acc,
-            rate=None if rate is None else f"{rate:.{0 if rate >= 10 else 1}f} img/s",
-            left=("?" if seconds is None else duration(seconds)) + " left", memory=self.memory(), lr=lr)
-        self._bar.refresh()
-        self._last_shown = time.monotonic()
+        shown = layout(width, work.where, f"{done}/{work.total}", loss=loss, acc=acc,
+                       rate=None if rate is None else f"{per_second(rate)} img/s",
+                       left=("?" if seconds is None else duration(seconds)) + " left", memory=self.memory(), lr=lr)
+        if self._bar is None:
+            from tqdm import tqdm
+
+            tqdm.monitor_interval = 0  # a thread of its own, which a bar that is drawn by time does not need
+            self._bar = tqdm(total=work.total, initial=done, leave=False, file=sys.stderr, bar_format=shown, ncols=width)
+        else:
+            self._bar.n, self._bar.ncols, self._bar.bar_format = done, width, shown
+            self._bar.refresh()
+        self._last_shown = self._clock()
 
 
 def layout(width: int, where: str, count: str, *, loss: str | None, acc: str | None, rate: str | None, left: str,
-           memory: str | None, lr: str | None, bar: int = 8) -> str:
+           memory: str | None, lr: str | None, bar: int = 5) -> str:
     """tqdm's `bar_format`, with as many of the values as leave `bar` columns to the bar; the least important go first.
 
     The bar itself takes what is left over.
     """
     values = [loss, acc, rate, left, memory, lr]
     for least in (lr, memory, rate, acc, loss, left):
-        text = ", ".join(value for value in values if value)
-        if len(f"{where}  {count} {text}") + bar <= width:
+        text = _joined(values)
+        if len(f"{where} || {count} {text}") + bar <= width:
             break
         values = [value for value in values if value is not least]
-    return f"{where} {{bar}} {count} " + ", ".join(value for value in values if value)
+    return f"{where} |{{bar}}| {count} {_joined(values)}"
+
+
+def _joined(values: Iterable[str | None]) -> str:
+    return ", ".join(value for value in values if value).replace(", acc", " acc")
+
+
+def per_second(rate: float) -> str:
+    return f"{rate:.{0 if rate >= 10 else 1}f}"
 
 
 def duration(seconds: float) -> str:
