@@ -94,9 +94,11 @@ class Forecast:
         return sum(self.left[kind] * cost for kind, cost in zip(kinds, costs, strict=True))
 
     def images_per_second(self) -> float | None:
-        """Of the pass that runs or has just ended."""
-        seconds = self._looked - self._began
-        return self._images(self._done) / seconds if seconds > 0 and self._done else None
+        """Of the pass that runs or has just ended; before its first step, of earlier ones of its kind."""
+        images, seconds = self._images(self._done), self._looked - self._began
+        if not images:
+            images, seconds = self._measured.get(self._work.kind, (0.0, 0.0))
+        return images / seconds if images and seconds > 0 else None
 
 
 class Progress:
@@ -173,7 +175,7 @@ class Progress:
 
     def _facts(self, left: bool = True) -> list[str]:
         rate, seconds = self.forecast.images_per_second(), self.forecast.seconds_left()
-        facts = [None if rate is None else f"{per_second(rate)} images/s", self.memory(),
+        facts = [None if rate is None else f"{per_second(rate)} img/s", self.memory(),
                  ("?" if seconds is None else duration(seconds)) + " left" if left else None]
         return [fact for fact in facts if fact]
 
@@ -193,7 +195,8 @@ class Progress:
             from tqdm import tqdm
 
             tqdm.monitor_interval = 0  # a thread of its own, which a bar that is drawn by time does not need
-            self._bar = tqdm(total=work.total, initial=done, leave=False, file=sys.stderr, bar_format=shown, ncols=width)
+            self._bar = tqdm(total=work.total, initial=done, leave=False, file=sys.stderr, bar_format=shown,
+                             ncols=width)
         else:
             self._bar.n, self._bar.ncols, self._bar.bar_format = done, width, shown
             self._bar.refresh()

@@ -114,7 +114,7 @@ def test_a_bar_is_readable(stopped_and_resumed, number):
 
 
 def test_an_evaluation_has_a_bar(stopped_and_resumed):
-    narrow, wide = stopped_and_resumed
+    wide = stopped_and_resumed[1]
     tests = [bar for bar in wide.bars if bar["where"] == "testing after task 2/2"]
     assert len({bar["done"] for bar in tests}) >= 2
     assert {bar["total"] for bar in tests} == {"20"}, "two test sets of 5 batches, by both protocols"
@@ -125,11 +125,11 @@ def test_a_stop_leaves_nothing_of_the_bar(stopped_and_resumed):
     *_, last = narrow.rstrip().splitlines()
     assert last.startswith("main.py: stopped by SIGTERM; everything done is saved")
     assert "img/s" not in narrow + wide
-    assert re.search(r"^task 1/2 epoch 1/2 done  loss \S+  acc \S+  \S+ s  \S+ images/s  \S+ GB$", narrow, re.M)
+    assert re.search(r"^task 1/2 epoch 1/2 done  loss \S+  acc \S+  \S+ s  \S+ img/s  \S+ GB$", narrow, re.M)
 
 
 def test_a_resumed_run_says_where_it_goes_on_and_its_bar_is_there(stopped_and_resumed):
-    narrow, wide = stopped_and_resumed
+    wide = stopped_and_resumed[1]
     step = int(re.search(r"^resuming at task 1, epoch 2, step (\d+) of 10$", wide.text(), re.M)[1])
     assert wide.bars[0]["where"] == "task 1/2 epoch 2/2"
     assert int(wide.bars[0]["done"]) == step - 1 >= 3
@@ -198,4 +198,4 @@ def test_a_log_hears_of_a_long_silence():
     for step in range(1, 101):
         now[0] += 1.0
         progress.advance(step)
-    assert said == ["testing after task 1/2 step 60/100  10 images/s, 3.0 GB, 40s left"]
+    assert said == ["testing after task 1/2 step 60/100  10 img/s, 3.0 GB, 40s left"]
