@@ -346,21 +346,22 @@ def carry_out(continual, options: dict[str, Any], checkpoints, resume_from) -> i
     elif options["resume"]:
         reporter.say(f"nothing to resume in {options['output_dir']}: the run begins")
     try:
-        with continual.stop:
-            if options["eval"]:
-                for content in checkpoints.of_all_tasks():
-                    continual.model.load_learned_state(content["model"])
-                    continual.evaluate_till_now(content["task"], run)
-            else:
-                run = continual.run(resume_from)
+        with continual.stop:  # until all is said: a terminal that was closed counts as a signal, and must not kill
+            try:
+                if options["eval"]:
+                    for content in checkpoints.of_all_tasks():
+                        continual.model.load_learned_state(content["model"])
+                        continual.evaluate_till_now(content["task"], run)
+                else:
+                    run = continual.run(resume_from)
+            except Interrupted as error:
+                reporter.say(f"main.py: stopped by {error}" + (
+                    "." if options["eval"] or not options["output_dir"] else
+                    "; everything done is saved, and the same command with --resume continues there."))
+                return 128 + error.signal_number
     except NonFiniteLossError as error:
         reporter.say(f"main.py: error: {error}")
         return 1
-    except Interrupted as error:
-        reporter.say(f"main.py: stopped by {error}" + (
-            "." if options["eval"] or not options["output_dir"] else
-            "; everything done is saved, and the same command with --resume continues there."))
-        return 128 + error.signal_number
     finally:
         reporter.close()
     if not continual.processes.is_main:
