@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from fixtures import ROOT, TINY, run_program, write_cifar100
+from fixtures import ROOT, TINY, run_program, write_cifar100, write_npz
 from published import class_folders, write_files
 from safetensors.torch import save_file
 
@@ -42,10 +42,11 @@ def environment(cifar100: Path, **more: str) -> dict[str, str]:
 
 
 def readme_commands() -> list[list[str]]:
-    """The blocks of the README that run the program, each a list of command lines."""
-    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    """The blocks of the README and of docs/ that run the program, each a list of command lines, every block once."""
+    texts = [page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
+    blocks = [block for text in texts for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
     commands = [[line for line in block.splitlines() if "main.py" in line] for block in blocks]
-    return [lines for lines in commands if lines]
+    return [list(lines) for lines in dict.fromkeys(map(tuple, commands)) if lines]
 
 
 def test_the_readme_has_commands():
@@ -109,3 +110,24 @@ def test_the_first_command_with_its_own_vit_b16(cifar100, tmp_path):
         cifar100, HF_HOME=str(tmp_path / "hf")))
     assert done.returncode == 2
     assert "lacks task02.pth, task03.pth" in done.stderr
+
+
+def test_the_readmes_words_are_few_and_its_links_lead_somewhere():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+    assert len((ROOT / "README.md").read_text().split()) <= 1300
+
+
+def test_the_readmes_report(tmp_path):
+    """`python report.py ./output`, as the README has it, over two runs that differ in their seed."""
+    data = write_npz(tmp_path / "data.npz")
+    for seed in (1, 2):
+        done = run_program("cifar100_linear", "--data-path", data, *QUICK, "--num-tasks", 2, "--seed", seed,
+                           "--output_dir", f"output/run{seed}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    done = subprocess.run([sys.executable, str(ROOT / "report.py"), "./output"], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "±" in done.stdout
+    assert (tmp_path / "report.html").stat().st_size > 10_000
