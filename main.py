@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None, stop_signals: Sequence[int] = ()) ->
             named = not argv[0].startswith("-")
             build_parser(load_experiment(parse(argv[:1]).experiment) if named else None).print_help()
             return 0
-        return run(parse(argv), stop_signals)
+        return run(parse(argv), stop_signals).exit_code
     except DamagedFileError as error:
         print(f"main.py: error: {error}", file=sys.stderr)
         return 1
@@ -69,7 +70,37 @@ def main(argv: Sequence[str] | None = None, stop_signals: Sequence[int] = ()) ->
         return 1
 
 
-def run(command: Command, stop_signals: Sequence[int] = ()) -> int:
+class RunStoppedError(Exception):
+    """A run had to stop; what it saved before is good."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    exit_code: int = 0
+    found: dict[str, Any] | None = None
+    """The content of summary.json, eval_summary.json or speed.json; None in all processes but the main one."""
+
+
+def run_experiment(argv: Sequence[str]) -> dict[str, Any]:
+    """Run one command line from Python.
+
+    Returns:
+        The content of summary.json, of eval_summary.json with `--eval`, of speed.json with `--speed_test_only`; in
+        all processes but the main one nothing.
+
+    Raises:
+        InputError: bad input.
+        RunStoppedError: the loss is not finite, or a signal came, such as that of Ctrl-C.
+    """
+    outcome = run(parse(argv))
+    if outcome.exit_code:
+        raise RunStoppedError(f"the run stopped with exit code {outcome.exit_code}; what it printed says why.")
+    return outcome.found or {}
+
+
+def run(command: Command, stop_signals: Sequence[int] = ()) -> Outcome:
     """Check everything that can be wrong, then build, then train or evaluate."""
     check(command.options)
     command = with_saved_options(command)
@@ -89,10 +120,10 @@ def run(command: Command, stop_signals: Sequence[int] = ()) -> int:
     for warning in warnings:
         warn(processes, warning)
     init_distributed(processes, device, options["dist_url"], timedelta(seconds=options["dist_timeout"]))
-    code = build_and_run(command, processes, device, precision, stop_signals)
+    outcome = build_and_run(command, processes, device, precision, stop_signals)
     if processes.world_size > 1:  # not after an error: it would wait for processes that may never come
         torch.distributed.destroy_process_group()
-    return code
+    return outcome
 
 
 def with_saved_options(command: Command) -> Command:
@@ -129,7 +160,8 @@ def with_saved_options(command: Command) -> Command:
         raise InputError(f"{mode}: the run in {folder} was made by {config['experiment']} with other values than "
                          f"{', '.join(changed)}; leave these out, or name another --output_dir.")
     own = {name: command.options[name] for name, option in OPTIONS.items() if option.run_only}
-    return Command(config["experiment"], saved | own | command.given, command.given, command.warnings, command.named)
+    return Command(config["experiment"], saved | own | command.given, command.given, command.warnings, command.named,
+                   turn_photos=config.get("turn_photos", False))
 
 
 def check_output_dir(options: dict[str, Any]) -> None:
@@ -147,7 +179,7 @@ def check_output_dir(options: dict[str, Any]) -> None:
                          "it, --overwrite to remove it, or name another folder.")
 
 
-def build_and_run(command: Command, processes, device, precision: str, stop_signals: Sequence[int]) -> int:
+def build_and_run(command: Command, processes, device, precision: str, stop_signals: Sequence[int]) -> Outcome:
     import outputs
     import run_folder
     from build import build_batches, build_recipe, check_optimizer, check_recipe, read_scenario, scenario_warnings
@@ -163,7 +195,7 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
     if warning and options["pretrained"] and not options["init_checkpoint"]:
         warn(processes, warning)
     with main_process_first(processes):
-        scenario = read_scenario(options, processes)
+        scenario = read_scenario(options, processes, command.turn_photos)
     for note in (*scenario.notes, *scenario_warnings(options, scenario)):
         warn(processes, note)
     if options["eval"] or options["resume"]:
@@ -227,7 +259,7 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
         return carry_out(continual, options, folder, config, resume_from)
 
 
-def carry_out(continual, options: dict[str, Any], folder: Path, config: dict[str, Any], resume_from) -> int:
+def carry_out(continual, options: dict[str, Any], folder: Path, config: dict[str, Any], resume_from) -> Outcome:
     """Measure, train or evaluate, as the options say."""
     import run_folder
     from engine import NonFiniteLossError
@@ -242,7 +274,7 @@ def carry_out(continual, options: dict[str, Any], folder: Path, config: dict[str
         reporter.speed(found)
         reporter.say(format_speed(found))
         if options["speed_test_only"]:
-            return 0
+            return Outcome(found=found)
     try:
         with continual.stop:
             if options["eval"]:
@@ -254,15 +286,13 @@ def carry_out(continual, options: dict[str, Any], folder: Path, config: dict[str
                 run = continual.run(resume_from)
     except NonFiniteLossError as error:
         reporter.say(f"main.py: error: {error}")
-        return 1
+        return Outcome(1)
     except Interrupted as error:
         reporter.say(f"main.py: stopped by {error}" + (
             "." if options["eval"] or not options["output_dir"] else
             "; everything done is saved, and the same command with --resume continues there."))
-        return 128 + error.signal_number
-    if continual.processes.is_main:
-        reporter.finish(run)
-    return 0
+        return Outcome(128 + error.signal_number)
+    return Outcome(found=reporter.finish(run) if continual.processes.is_main else None)
 
 
 def checkpoint_names(scenario) -> dict[int, str]:

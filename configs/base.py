@@ -255,6 +255,9 @@ class Command:
     warnings: list[str]
     named: bool
     """Whether the experiment was named, or is the default."""
+    turn_photos: bool = True
+    """Whether photos of one's own are stood upright, as their EXIF says. Runs of older versions did not do so, and go
+    on as they began."""
 
 
 def build_parser(experiment: Experiment | None = None, groups: dict[str, list[Option]] = GROUPS,
