@@ -71,11 +71,13 @@ def opening_lines(config: dict[str, Any], scenario: Scenario, note: str = "") ->
 
 def _class_line(names: tuple[str, ...], shown: int = 10) -> str:
     """Read by who starts a run: a folder that was taken for a class is seen here."""
-    # Names of folders may hold what a terminal cannot print.
+    return f"classes: {', '.join(map(printable, names[:shown]))}" + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def printable(name: str) -> str:
+    """A name of a file or a folder, which may hold what a terminal cannot print."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    safe = [(name if name.isprintable() else ascii(name)[1:-1]).encode(encoding, "backslashreplace").decode(encoding)
-            for name in names[:shown]]
-    return f"classes: {', '.join(safe)}" + (f" and {len(names) - shown} more" if len(names) > shown else "")
+    return (name if name.isprintable() else ascii(name)[1:-1]).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def environment_record(device: torch.device) -> dict[str, Any]:

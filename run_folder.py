@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 from errors import InputError
@@ -214,6 +215,16 @@ def load_task_checkpoints(folder: Path, names: dict[int, str], config: dict[str,
         if content.get("task") != task or "run" in content:
             raise InputError(f"--eval: {path} is not the checkpoint of {names[task]}; put the true one back.")
         yield content
+
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """Number of a task (session, episode), from 1 -> the file that holds the state after it."""
+    found = {}
+    for path in (folder / "checkpoint").glob("*.pth"):
+        number = path.stem.lstrip(ascii_lowercase)
+        if path.stem.removesuffix(number) in UNITS and number.isdecimal():
+            found[int(number)] = path
+    return found
 
 
 def check_made_by(content: dict[str, Any], config: dict[str, Any], path: Path) -> None:

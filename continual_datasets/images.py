@@ -67,7 +67,7 @@ class Files(Store):
         self.root, self.names_S, self.turned = root, names_S, turned
 
     def path(self, position: int) -> str:
-        return os.path.join(self.root, self.names_S[position])
+        return os.path.join(self.root, str(self.names_S[position]))
 
     def size(self, position: int) -> int:
         return Path(self.path(position)).stat().st_size
