@@ -117,8 +117,8 @@ def take_backbone(model: "PromptedViT", backbones: list[dict[str, "Tensor"]], op
     same = options["init_checkpoint"] and all(torch.equal(own[name], backbones[0][name]) for name in frozen)
     if trained and model.prompt.needs_query:
         if not same:
-            raise InputError("--init_checkpoint is missing, or has other weights than the reference began with: its ViT "
-                             "was trained, and its files do not hold the pretrained one that reads images for the "
+            raise InputError("--init_checkpoint is missing, or has other weights than the reference began with: its "
+                             "ViT was trained, and its files do not hold the pretrained one that reads images for the "
                              "choice of prompts.")
         return
     if same:

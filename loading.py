@@ -151,7 +151,7 @@ def _checkpoint(folder: Path, task: int | None) -> tuple[int, Path]:
     number = max(there) if task is None else task
     if number not in there:
         known = ", ".join(map(str, sorted(there)))
-        raise InputError(f"--task {task}: {folder / 'checkpoint'} has the states after {known} alone; give one of these.")
+        raise InputError(f"--task {task}: {folder / 'checkpoint'} has the states after {known} alone; give one.")
     return number, there[number]
 
 

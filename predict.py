@@ -162,8 +162,8 @@ def opening_lines(run: "LoadedRun", count: int) -> list[str]:
         lines.append(f"not seen yet, so never the answer: {names}")
     if run.options["head"] != "linear":
         what = "cosines" if run.options["head"] == "ncm" else "a regression's outputs"
-        lines.append(f"probabilities are the softmax of {what} (--head {run.options['head']}), which lie close together: "
-                     "their order counts, not their size")
+        lines.append(f"probabilities are the softmax of {what} (--head {run.options['head']}), which lie close "
+                     "together: their order counts, not their size")
     return lines
 
 

@@ -71,7 +71,8 @@ def opening_lines(config: dict[str, Any], scenario: Scenario, note: str = "") ->
 
 def _class_line(names: tuple[str, ...], shown: int = 10) -> str:
     """Read by who starts a run: a folder that was taken for a class is seen here."""
-    return f"classes: {', '.join(map(printable, names[:shown]))}" + (f" and {len(names) - shown} more" if len(names) > shown else "")
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"classes: {', '.join(map(printable, names[:shown]))}{more}"
 
 
 def printable(name: str) -> str:

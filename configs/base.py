@@ -345,6 +345,19 @@ def words_and_options(argv: Sequence[str], groups: dict[str, list[Option]],
     return words, options
 
 
+def typed(option: Option, value: Any) -> Any:
+    """A value from elsewhere as the command line would give it: numbers of the option's type, a list where it takes
+    several. Raises ValueError for one that the option does not accept."""
+    several = isinstance(value, list | tuple)
+    try:
+        parts = [option.type(str(part)) for part in (value if several else [value])]
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(str(error)) from error
+    if several != (option.nargs not in (None, "?")) or (option.choices and set(parts) - set(option.choices)):
+        raise ValueError(f"{value!r} is none of its values")
+    return parts if several else parts[0]
+
+
 def check_saved(config: dict[str, Any], where: str) -> None:
     """Raise InputError unless experiment and options in a config.json are such as `parse` could have given."""
     if config.get("experiment") not in experiment_names():

@@ -1,10 +1,9 @@
 """The command line of `import_run.py`, and the options of the PyTorch re-implementation as ours."""
 
-import argparse
 from dataclasses import dataclass
 from typing import Any
 
-from configs.base import OPTIONS, Command, Option, default_options, parse
+from configs.base import OPTIONS, Command, Option, default_options, parse, typed
 from errors import InputError
 
 PROGRAM = "import_run.py"
@@ -70,8 +69,8 @@ def translated(reference: dict[str, Any], given: dict[str, Any]) -> tuple[dict[s
     options |= {"precision": "fp32"} | given  # it knows no other
     if options["shuffle"] and "shuffle" not in given:
         if options["class_order"] is None:
-            raise InputError("--class_order FILE is missing: the reference shuffled its classes (--shuffle) and did not "
-                             "save their order; write it into a file, a class on each line.")
+            raise InputError("--class_order FILE is missing: the reference shuffled its classes (--shuffle) and did "
+                             "not save their order; write it into a file, a class on each line.")
         options["shuffle"] = False
     return options, unknown
 
@@ -79,14 +78,9 @@ def translated(reference: dict[str, Any], given: dict[str, Any]) -> tuple[dict[s
 def _value(option: Option, value: Any) -> Any:
     """The reference's value as ours of the same name: numbers of our type, lists for tuples."""
     if value is None:
-        return option.default if option.default is None or option.nargs else None
+        return option.default if option.nargs else None
     try:
-        many = isinstance(value, list | tuple)
-        values = [option.type(str(part)) for part in (value if many else [value])]
-        wrong = [part for part in values if option.choices and part not in option.choices]
-        if wrong or many != (option.nargs not in (None, "?")):
-            raise ValueError
-    except (ValueError, argparse.ArgumentTypeError) as error:
+        return typed(option, value)
+    except ValueError as error:
         raise InputError(f"the reference ran with --{option.name} {value!r}, which this program does not have: give "
                          f"another with --{option.name}.") from error
-    return values if many else values[0]

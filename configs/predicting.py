@@ -23,7 +23,7 @@ PREDICT_GROUPS: dict[str, list[Option]] = {
     ],
     "how": [
         OPTIONS["device"],
-        replace(OPTIONS["batch_size"], help="images at a time; each chooses its prompts alone, so it changes no answer"),
+        replace(OPTIONS["batch_size"], help="images at a time; each chooses its prompts alone: it changes no answer"),
         replace(OPTIONS["num_workers"], help="processes that decode images"),
     ],
 }

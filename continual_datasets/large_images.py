@@ -43,7 +43,7 @@ def read_picture(path: str, turned: bool = False) -> Image.Image:
     """An image file as `in_rgb` makes it.
 
     Raises:
-        UnreadableImageError: there is no such file, it cannot be decoded, or its pixels are not 8-bit or 16-bit numbers.
+        UnreadableImageError: there is no such file, it cannot be decoded, or its pixels are 32-bit numbers.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):

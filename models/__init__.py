@@ -32,8 +32,8 @@ __all__ = ["PromptedViT", "QueryCache", "backbone_fingerprint", "build_model", "
 
 # What `build_model` reads besides the options of the prompt method.
 MODEL_OPTIONS = ("model", "input_size", "pretrained", "init_checkpoint", "drop", "drop_path", "freeze", "head",
-                 "random_features", "align", "align_samples", "align_epochs", "align_lr", "align_covariance", "head_type",
-                 "head_init", "adapt", "seed", "prompt_method", "prompt_pos_embed", "embedding_key")
+                 "random_features", "align", "align_samples", "align_epochs", "align_lr", "align_covariance",
+                 "head_type", "head_init", "adapt", "seed", "prompt_method", "prompt_pos_embed", "embedding_key")
 
 
 def build_model(options: dict[str, Any], num_classes: int, num_tasks: int | None) -> PromptedViT:

@@ -7,11 +7,11 @@ token and once for each prompt vector, then those of the patches.
 Shapes: D width, G patches.
 """
 
-import argparse
 import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -43,8 +43,8 @@ def reference_files(folder: Path) -> dict[int, Path]:
             if missing := set(range(1, max(found) + 1)) - found.keys():
                 raise InputError(f"{place} lacks task{min(missing)}_checkpoint.pth: put it back.")
             return dict(sorted(found.items()))
-    raise InputError(f"{folder} holds no task1_checkpoint.pth, nor does a folder checkpoint in it: give the --output_dir "
-                     "of a run of the PyTorch re-implementation.")
+    raise InputError(f"{folder} holds no task1_checkpoint.pth, nor does a folder checkpoint in it: give the "
+                     "--output_dir of a run of the PyTorch re-implementation.")
 
 
 def read_reference_file(path: Path) -> ReferenceFile:
@@ -54,15 +54,16 @@ def read_reference_file(path: Path) -> ReferenceFile:
         InputError: another file, a damaged one, or one that carries code.
     """
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        # Options come in an argparse.Namespace, which is read as a plain one.
+        with torch.serialization.safe_globals([(SimpleNamespace, "argparse.Namespace")]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(f"{path} carries more than tensors, plain values and an argparse.Namespace, and such code is "
                          "never run here, or it is damaged: take the file that the reference wrote.") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, TypeError) as error:
+    except Exception as error:  # whatever damaged bytes make of torch
         raise InputError(f"{path} cannot be read as a file of torch.save: it is damaged or of another kind; copy it "
                          "anew.") from error
-    if not isinstance(content, dict) or not isinstance(content.get("args"), argparse.Namespace):
+    if not isinstance(content, dict) or not isinstance(content.get("args"), SimpleNamespace):
         raise InputError(f"{path} is no checkpoint of the PyTorch re-implementation: it has no args.")
     args, tensors = vars(content["args"]), content.get("model")
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
@@ -88,7 +89,8 @@ def learned_and_backbone(file: ReferenceFile, model: PromptedViT) -> tuple[dict[
     wanted = model.backbone.state_dict()
     backbone = {name: tensor for name, tensor in file.tensors.items() if name not in names}
     if "pos_embed" in backbone and wanted.get("pos_embed") is not None:
-        backbone["pos_embed"] = _without_prompt_positions(file.path, backbone["pos_embed"], wanted["pos_embed"])
+        backbone["pos_embed"] = _without_prompt_positions(file.path, backbone["pos_embed"], wanted["pos_embed"],
+                                                          model.prompt.num_tokens)
     learned = model.learned_state()
     everything = ours | {f"backbone.{name}": tensor for name, tensor in backbone.items()}
     expected = learned | {f"backbone.{name}": tensor for name, tensor in wanted.items()}
@@ -101,10 +103,10 @@ def learned_and_backbone(file: ReferenceFile, model: PromptedViT) -> tuple[dict[
     return {name: everything[name] for name in learned}, backbone
 
 
-def _without_prompt_positions(path: Path, given_1TD: Tensor, wanted_1TD: Tensor) -> Tensor:
-    """[1, 1 + prompts + G, D] -> [1, 1 + G, D]."""
-    inserted = given_1TD.shape[1] - wanted_1TD.shape[1]
-    if given_1TD.ndim != 3 or inserted <= 0:
+def _without_prompt_positions(path: Path, given_1TD: Tensor, wanted_1TD: Tensor, inserted: int) -> Tensor:
+    """[1, 1 + inserted + G, D] -> [1, 1 + G, D]; as it is where its shape is another."""
+    _, wanted, width = wanted_1TD.shape
+    if given_1TD.shape != (1, wanted + inserted, width):
         return given_1TD
     if not torch.equal(given_1TD[:, 1:1 + inserted], given_1TD[:, :1].expand(-1, inserted, -1)):
         raise InputError(f"{path} has position embeddings of prompts that differ from that of the cls token, as when "
