@@ -84,7 +84,9 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     """What stands the picture upright; None where its EXIF says nothing, or is damaged."""
     try:
         # Not ImageOps.exif_transpose: that writes the EXIF anew, which fails where another entry of it is damaged.
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's about a damaged one
+            return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # whatever damaged bytes make of Pillow: the picture itself is good
         return None
 

@@ -58,5 +58,5 @@ def test_a_model_is_built_from_exactly_the_options_that_it_asks_for(method):
 
 
 def test_all_missing_options_are_named_at_once():
-    with pytest.raises(InputError, match="without the options input_size, pretrained, .*, top_k,"):
+    with pytest.raises(InputError, match=r"without the options input_size, pretrained, .*, top_k,"):
         build_model({"model": "glyph_vit_tiny", "prompt_method": "l2p"}, 4, 2)
