@@ -48,8 +48,10 @@ def read_picture(path: str, turned: bool = False) -> Image.Image:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError("it is a named pipe, a device or the like, and no file")  # to open it may wait for ever
-        with Image.open(path) as image:
-            return in_rgb(image, turned)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Corrupt EXIF data")  # the picture itself is good
+            with Image.open(path) as image:
+                return in_rgb(image, turned)
     except Exception as error:  # each of Pillow's decoders has its own for damaged bytes
         raise UnreadableImageError(f"{path} cannot be read as an image ({' '.join(str(error).split())})") from error
 
@@ -84,9 +86,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     """What stands the picture upright; None where its EXIF says nothing, or is damaged."""
     try:
         # Not ImageOps.exif_transpose: that writes the EXIF anew, which fails where another entry of it is damaged.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's about a damaged one
-            return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # whatever damaged bytes make of Pillow: the picture itself is good
         return None
 

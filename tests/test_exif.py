@@ -63,8 +63,8 @@ def test_a_note_that_says_nothing(orientation, tmp_path):
 @pytest.mark.parametrize("damaged", [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff",
                                      b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"])
 def test_a_damaged_note_costs_no_photo(damaged, tmp_path):
-    Image.fromarray(PIXELS).save(tmp_path / "a.webp", lossless=True, exif=damaged)
-    Image.fromarray(PIXELS).save(tmp_path / "a.jpg", exif=damaged)
+    for name in ("a.webp", "a.jpg"):
+        Image.fromarray(PIXELS).save(tmp_path / name, lossless=True, exif=damaged)
     assert np.array_equal(read_picture(str(tmp_path / "a.webp"), turned=True), PIXELS)
     assert np.array_equal(read_picture(str(tmp_path / "a.jpg"), turned=True), read_picture(str(tmp_path / "a.jpg")))
 
