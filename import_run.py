@@ -4,7 +4,7 @@
     python main.py --eval --output_dir OUTPUT_DIR
 
 REFERENCE_DIR is its --output_dir, with checkpoint/task1_checkpoint.pth and so on. The images are read because a run
-records which they are; nothing is trained or evaluated here.
+records which they are; nothing is trained or evaluated here. The first --eval writes the run's summary.json, too.
 """
 
 import json

@@ -292,7 +292,12 @@ def carry_out(continual, options: dict[str, Any], folder: Path, config: dict[str
             "." if options["eval"] or not options["output_dir"] else
             "; everything done is saved, and the same command with --resume continues there."))
         return Outcome(128 + error.signal_number)
-    return Outcome(found=reporter.finish(run) if continual.processes.is_main else None)
+    if not continual.processes.is_main:
+        return Outcome()
+    summary = reporter.finish(run)
+    if options["eval"]:
+        run_folder.take_as_result(folder)
+    return Outcome(found=summary)
 
 
 def checkpoint_names(scenario) -> dict[int, str]:

@@ -217,6 +217,15 @@ def load_task_checkpoints(folder: Path, names: dict[int, str], config: dict[str,
         yield content
 
 
+def take_as_result(folder: Path) -> None:
+    """An imported run was never measured here: its first evaluation is what it has in the place of a run's results."""
+    if "imported_from" not in read_config(str(folder)) or (folder / "summary.json").exists():
+        return
+    # The summary last: with it a run is complete.
+    for path in sorted(folder.glob("eval_*"), key=lambda path: path.name == "eval_summary.json"):
+        write_atomically(folder / path.name.removeprefix("eval_"), path.read_bytes())
+
+
 def checkpoints(folder: Path) -> dict[int, Path]:
     """Number of a task (session, episode), from 1 -> the file that holds the state after it."""
     found = {}

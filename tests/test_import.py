@@ -87,7 +87,8 @@ def check_same_scores(small: Small, output: Path) -> None:
     found, expected = json.loads((output / "eval_summary.json").read_text()), scores(small.run)
     for name in ("acc@1", "loss", "per_task", "acc@1_per_image"):
         assert found.get(name) == expected[-1].get(name)
-    rows = (output / "eval_accuracy_matrix.csv").read_text().splitlines()
+    assert json.loads((output / "summary.json").read_text()) == found, "the first evaluation is its result"
+    rows = (output / "accuracy_matrix.csv").read_text().splitlines()
     assert float(rows[1].split(",")[1]) == expected[0]["per_task"][0]
 
 
