@@ -3,6 +3,8 @@
 import copy
 import difflib
 import math
+import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,6 +64,52 @@ def choose_precision(name: str, device: torch.device) -> str:
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = name == "tf32"
     return name
+
+
+def precision_note(precision: str, model: PromptedViT, device: torch.device, batch_size: int) -> str | None:
+    """What the user of a CPU should know of bfloat16 here, measured with a block of the ViT; None: nothing."""
+    if device.type != "cpu":
+        return None
+    instructions = BFLOAT16_INSTRUCTIONS & cpu_flags()
+    if precision == "fp32" and not instructions:
+        return None
+    tokens = 500 if instructions else 50  # without them 500 would take a ViT-B half a minute
+    times = seconds_of_block(model, batch_size, tokens, torch.float32) / seconds_of_block(
+        model, batch_size, tokens, torch.bfloat16)
+    if precision == "fp32" and times >= CLEARLY:
+        return (f"this CPU computes in bfloat16 ({', '.join(sorted(instructions))}): a block of this ViT is "
+                f"{times:.1f} times as fast with --precision bf16")
+    if precision == "bf16" and times <= 1 / CLEARLY:
+        why = "" if instructions else "this CPU has no instructions for bfloat16: "
+        return f"--precision bf16: {why}a block of this ViT takes {1 / times:.1f} times as long as with fp32"
+    return None
+
+
+BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86, and of ARM
+CLEARLY = 1.3  # times as fast: less than that may be chance
+
+
+def cpu_flags() -> set[str]:
+    """The instructions that the processor has, as Linux calls them; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split(":")[1].split()}
+
+
+def seconds_of_block(model: PromptedViT, batch_size: int, most_tokens: int, dtype: torch.dtype) -> float:
+    """One way forth and back through a block of the ViT, with part of a batch: the least of a few tries."""
+    block = copy.deepcopy(model.backbone.blocks[0]).to(dtype).eval().requires_grad_(False)
+    tokens = min(model.backbone.patch_embed.num_patches + 1, most_tokens)
+    images = max(1, min(batch_size, most_tokens // tokens))
+    found, until = [], time.perf_counter() + 0.5
+    while not found or (len(found) < 3 and time.perf_counter() < until):
+        x_BND = torch.ones(images, tokens, model.backbone.embed_dim, dtype=dtype, requires_grad=True)
+        started = time.perf_counter()
+        block(x_BND).sum().backward()
+        found.append(time.perf_counter() - started)
+    return min(found)
 
 
 def read_scenario(options: dict[str, Any], processes: Processes, turn_photos: bool = True) -> Scenario:
@@ -170,7 +218,8 @@ def build_recipe(options: dict[str, Any]) -> Recipe:
 
     return Recipe(epochs=o["epochs"], make_optimizer=make_optimizer, make_schedule=make_schedule,
                   clip_grad=o["clip_grad"], reinit_optimizer=o["reinit_optimizer"], train_mask=o["train_mask"],
-                  eval_per_image=o["eval_per_image"], adapt=o["adapt"], print_freq=o["print_freq"], seed=o["seed"])
+                  eval_per_image=o["eval_per_image"], adapt=o["adapt"], print_freq=o["print_freq"], seed=o["seed"],
+                  lr=lr)
 
 
 def check_recipe(recipe: Recipe, model: PromptedViT) -> None:

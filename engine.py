@@ -8,6 +8,7 @@ Shapes: B images in a batch, K classes, M prompts in the pool, R test sets.
 
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from diagnosis import Diagnosis, Found
 from interruption import Interrupted, StopRequest
 from metrics import AccuracyMatrix
 from models import PromptedViT, QueryCache
+from progress import FIRST_TEST, OBSERVING, TEST, TRAINING, Pass
 from training import Recipe, Sums, load_training_state, masked, means, train_step, training_state
 from utils import Processes, gathered_in_order, random_seed, sum_over_processes
 
@@ -36,6 +38,8 @@ _CAUSES = ("the pretrained weights or what was learned hold values that are not 
 class Reporter(Protocol):
     """Where results go while a run is under way."""
 
+    def begins(self, work: Pass) -> None: ...
+    def advance(self, done: int) -> None: ...
     def steps(self, task: int, epoch: int, done: int, total: int, loss: float, acc1: float, lr: float) -> None: ...
     def epoch(self, task: int, epoch: int, **values: Any) -> None: ...
     def settled(self, task: int, seconds: float) -> None: ...
@@ -181,6 +185,8 @@ class Continual:
         losses: dict[int, Tensor] = {}  # step, counted from 1, -> its loss, until it is looked at
         stop = 0
         lr = optimizer.param_groups[0]["lr"]
+        first_step = run.step
+        self.reporter.begins(self.training_pass(task, epoch, first_step))
         for batch in self.batches.training(data, task, epoch, first_step=run.step, steps=self._steps,
                                            replay=replay):
             if self.model.draws:  # from the global generator: tie it to this step
@@ -197,6 +203,7 @@ class Continual:
                 self._stop_if_not_finite(losses, task, epoch)
                 losses.clear()
                 self.reporter.steps(task, epoch, run.step, total, *means(sums.here()), lr)
+            self.reporter.advance(run.step - first_step)
             if stop and run.step < total:  # after the last step the epoch is finished
                 self._stop_if_parameters_are_not_finite(task, epoch, run.step)
                 run.sums = list(sums.over_processes().values())
@@ -244,6 +251,7 @@ class Continual:
     def _observe(self, task: int) -> None:
         self.model.eval()
         finite = torch.ones((), dtype=torch.bool, device=self.device)
+        self.reporter.begins(self.observing_pass(task))
         for batch in self.batches.training(self.scenario.tasks[task].train, task, 0, augment=False):
             if stop := self.stop.agreed():
                 raise Interrupted(stop)
@@ -256,6 +264,7 @@ class Continual:
                                      for part in (features_BD, batch.labels_B))
             self.model.head.observe(features_BD, labels_B)
             finite &= features_BD.isfinite().all()
+            self.reporter.advance(batch.index + 1)
         if not finite:  # before anything of it is saved
             raise NonFiniteLossError(f"the features of {self.scenario.setting.unit} {task + 1} are not finite: "
                                      f"{_CAUSES}")
@@ -266,17 +275,19 @@ class Continual:
         started = time.perf_counter()
         counts = []
         column = self.scenario.evaluated_after.index(task)
+        also_per_image = self._also_per_image(task)
+        passes = self.test_passes(task, lambda images: self.query_cache.holds(self.model, images))
         final = column + 1 == len(self.scenario.evaluated_after)
-        also_per_image = self.model.prompt.pool_size and (
-            self.recipe.eval_per_image == "always" or (final and self.recipe.eval_per_image == "final"))
         diagnosis = Diagnosis(self.scenario.num_classes if final else 0, self.model.prompt.keys(), self.device)
         for row in self.scenario.tests_after(task):
+            self.reporter.begins(next(passes))
             acc1, acc5, loss, chosen_M = self.evaluate(row, per_image=False, diagnosis=diagnosis)
             run.accuracy.record(row, column, acc1, acc5, loss)
             if also_per_image:
                 # Without a vote the two protocols are one.
                 values = acc1, acc5, loss
                 if self.model.prompt.votes:
+                    self.reporter.begins(next(passes))
                     values = self.evaluate(row, per_image=True, diagnosis=diagnosis)[:3]
                 run.per_image.record(row, column, *values)
             counts.append(chosen_M)
@@ -303,6 +314,7 @@ class Continual:
         test = self.scenario.tested[task].test
         diagnosis = diagnosis or Diagnosis(0, None, self.device)
         add_queries = diagnosis.begin_test_set(per_image)
+        steps = self.batches.steps_per_test(test)
         for batch in self.batches.evaluation(test):
             if self.stop.received:
                 break
@@ -323,9 +335,11 @@ class Continual:
             if output.selected_BN is not None:
                 selected = output.selected_BN.flatten()
                 chosen_M.scatter_add_(0, selected, torch.ones_like(selected))
+            self.reporter.advance(min(batch.index + self.processes.world_size, steps))
         if stop := self.stop.agreed_now():  # nothing to save: the evaluation is made anew
             raise Interrupted(stop)
         found = sums.over_processes()
+        self.reporter.advance(steps)  # now the device has done them, too
         images = found["images"]
         chosen = sum_over_processes(chosen_M).cpu() if pool_size else None
         if not math.isfinite(found["loss"]):
@@ -333,7 +347,45 @@ class Continual:
                                      f"{_CAUSES}")
         return 100 * found["hits"] / images, 100 * found["hits_among_5"] / images, found["loss"] / images, chosen
 
+    # ---- passes over images ----
+    def training_pass(self, task: int, epoch: int, first_step: int) -> Pass:
+        """What is left of an epoch from a step on."""
+        data = self.scenario.tasks[task].train
+        total = self.batches.steps_per_epoch(data, self._steps)
+        done = min(first_step * self.batches.global_batch_size, self.batches.images_per_epoch(data, self._steps))
+        return Pass(TRAINING, f"{self._place(task)} epoch {epoch + 1}/{self.recipe.epochs}", total - first_step,
+                    self.batches.images_per_epoch(data, self._steps) - done, before=first_step, total=total)
+
+    def observing_pass(self, task: int) -> Pass:
+        data = self.scenario.tasks[task].train
+        steps = self.batches.steps_per_epoch(data)
+        return Pass(OBSERVING, f"{self._place(task)} observing", steps, len(data), total=steps)
+
+    def test_passes(self, task: int, is_known: Callable[[str], bool]) -> Iterator[Pass]:
+        """The passes of an evaluation in their order.
+
+        Args:
+            is_known: whether the queries of these images are known when their pass begins; asked once for each pass.
+        """
+        votes = self._also_per_image(task) and self.model.prompt.votes
+        tests = [self.scenario.tested[row].test for row in self.scenario.tests_after(task) for _ in range(1 + votes)]
+        total, before = sum(map(self.batches.steps_per_test, tests)), 0
+        for test in tests:
+            steps = self.batches.steps_per_test(test)
+            first = not is_known(test.fingerprint) and self.model.queries_cost
+            yield Pass(FIRST_TEST if first else TEST, f"testing after {self._place(task)}", steps, len(test),
+                       before, total)
+            before += steps
+
+    def _place(self, task: int) -> str:
+        return f"{self.scenario.setting.unit} {task + 1}/{len(self.scenario.tasks)}"
+
     # ---- parts ----
+    def _also_per_image(self, task: int) -> bool:
+        """Whether the evaluation after a task also looks at the choice per image."""
+        when, final = self.recipe.eval_per_image, task == self.scenario.evaluated_after[-1]
+        return bool(self.model.prompt.pool_size) and (when == "always" or (final and when == "final"))
+
     def _outside(self, classes: tuple[int, ...]) -> Tensor:
         """[K] bool: true for all other classes."""
         return ~self.scenario.class_mask(classes).to(self.device)

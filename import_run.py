@@ -70,6 +70,7 @@ def import_run(asked: Import) -> None:
         warn(f"options of the reference that mean nothing here: {', '.join(unknown)}.")
     if not any(name.startswith("prompt.") for name in files[-1].tensors):
         options |= {"prompt_method": "none"}
+    options["output_dir"] = str(folder)
     for warning in check(options):
         warn(warning)
 

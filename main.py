@@ -5,9 +5,10 @@
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -107,6 +108,7 @@ def run_experiment(argv: Sequence[str]) -> dict[str, Any]:
 
 def run(command: Command, stop_signals: Sequence[int] = ()) -> Outcome:
     """Check everything that can be wrong, then build, then train or evaluate."""
+    started = time.monotonic()
     check(command.options)
     end_with_launcher()
     if processes_from_environment().world_size > 1:
@@ -130,7 +132,7 @@ def run(command: Command, stop_signals: Sequence[int] = ()) -> Outcome:
         warn(processes, warning)
     init_distributed(processes, device, options["dist_url"], timedelta(seconds=options["dist_timeout"]))
     with one_sentence_for_too_little_memory():
-        outcome = build_and_run(command, processes, device, precision, stop_signals)
+        outcome = build_and_run(command, processes, device, precision, stop_signals, started)
     if processes.world_size > 1:  # not after an error: it would wait for processes that may never come
         torch.distributed.destroy_process_group()
     return outcome
@@ -145,12 +147,18 @@ def with_saved_options(command: Command) -> Command:
     import run_folder
 
     options, given = command.options, dict(command.given)
+    warnings = list(command.warnings)
+    if "output_dir" not in given and (options["eval"] or options["resume"]):
+        found, warning = run_folder.find_run(command.experiment, command.named, options["eval"])
+        options = options | {"output_dir": found}
+        warnings += [warning] if warning else []
     folder = options["output_dir"]
     goes_on = options["resume"] and folder and run_folder.holds_run(folder)
     if not (options["eval"] or goes_on):
-        return command
+        return replace(command, options=options, warnings=warnings)
     config = run_folder.read_config(folder)
-    saved = default_options(load_experiment(config["experiment"])) | config["options"]
+    defaults = default_options(load_experiment(config["experiment"]))
+    saved = defaults | config["options"]
     if goes_on:  # go on as `auto` was understood, and let `auto` stand in the command line
         saved["precision"] = config.get("precision", "fp32")
         if given.get("precision") == "auto":
@@ -164,8 +172,8 @@ def with_saved_options(command: Command) -> Command:
         raise InputError(f"{'--resume' if goes_on else '--eval'}: the run in {folder} was made by "
                          f"{config['experiment']} with other values than {', '.join(changed)}; leave these out, or "
                          "name another --output_dir.")
-    own = {name: value for name, value in options.items() if OPTIONS[name].run_only}
-    return Command(config["experiment"], saved | own | given, given, command.warnings, command.named,
+    own = {name: value for name, value in defaults.items() if OPTIONS[name].run_only} | {"output_dir": folder}
+    return Command(config["experiment"], saved | own | given, given, warnings, command.named,
                    turn_photos=config.get("turn_photos", False))
 
 
@@ -203,7 +211,8 @@ def check_output_dir(options: dict[str, Any]) -> None:
                          "it, --overwrite to remove it, or name another folder.")
 
 
-def build_and_run(command: Command, processes, device, precision: str, stop_signals: Sequence[int]) -> Outcome:
+def build_and_run(command: Command, processes, device, precision: str, stop_signals: Sequence[int],
+                  started: float) -> Outcome:
     from build import build_batches, build_recipe, check_optimizer, check_recipe, read_scenario, scenario_warnings
     from engine import Continual
     from interruption import STOP_SIGNALS, StopRequest
@@ -249,8 +258,9 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
             resume_from = find_where_to_go_on(checkpoints, model, recipe, scenario, processes)
         if options["eval"]:
             check_what_is_evaluated(checkpoints, processes)
-        reporter = build_reporter(options, config, model, scenario, processes, resume_from)
-        for line in opening_lines(config, scenario, model.head.note):
+        reporter = build_reporter(options, config, model, scenario, processes, resume_from, device, started)
+        for line in opening_lines(config, scenario, notes(options, model, processes, device, precision),
+                                  recipe.lr if list(model.trained_parameters()) else None):
             reporter.say(line)
         if resume_from and processes.is_main:
             mend_checkpoints(checkpoints, resume_from, reporter)
@@ -259,6 +269,15 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
         continual = Continual(model, scenario, build_batches(options, model, device, processes), recipe, processes,
                               reporter, device, QueryCache(), stop)
         return carry_out(continual, options, checkpoints, resume_from)
+
+
+def notes(options: dict[str, Any], model, processes: Processes, device, precision: str) -> list[str | None]:
+    """What the head has to say of itself, and the main process of this CPU."""
+    from build import precision_note
+
+    if not processes.is_main:
+        return []
+    return [model.head.note, precision_note(precision, model, device, options["batch_size"])]
 
 
 def trains(options: dict[str, Any]) -> bool:
@@ -305,10 +324,11 @@ def check_what_is_evaluated(checkpoints, processes: Processes) -> None:
 
 
 def build_reporter(options: dict[str, Any], config: dict[str, Any], model, scenario, processes: Processes,
-                   resume_from: dict[str, Any] | None):
+                   resume_from: dict[str, Any] | None, device, started: float):
     import outputs
     import run_folder
     from continual_datasets import manifest_bytes
+    from utils import peak_memory
 
     if not processes.is_main:
         return outputs.Silent()
@@ -319,7 +339,8 @@ def build_reporter(options: dict[str, Any], config: dict[str, Any], model, scena
     return outputs.Reporter(
         options["output_dir"], scenario=scenario, epochs=options["epochs"], config=config,
         top_k=model.prompt.top_k, keep_log=resume_from["log_bytes"] if resume_from else None,
-        evaluation=options["eval"], manifest=manifest_bytes(scenario))
+        evaluation=options["eval"], manifest=manifest_bytes(scenario), peak_memory=lambda: peak_memory(device),
+        started=started)
 
 
 def mend_checkpoints(checkpoints, resume_from: dict[str, Any], reporter) -> None:
@@ -337,9 +358,10 @@ def mend_checkpoints(checkpoints, resume_from: dict[str, Any], reporter) -> None
 def carry_out(continual, options: dict[str, Any], checkpoints, resume_from) -> Outcome:
     """Measure, train or evaluate, as the options say."""
     import run_folder
-    from engine import NonFiniteLossError
+    from engine import NonFiniteLossError, RunState
     from interruption import Interrupted
     from models import QueryCache
+    from plan import describe_position, passes_left
 
     reporter = continual.reporter
     if options["speed_test"] or options["speed_test_only"]:
@@ -350,23 +372,31 @@ def carry_out(continual, options: dict[str, Any], checkpoints, resume_from) -> O
         reporter.say(format_speed(found))
         if options["speed_test_only"]:
             return Outcome(found=found)
+    run = RunState.from_state(resume_from["run"]) if resume_from else continual.new_run()
+    reporter.expect(passes_left(continual, run, evaluates_only=options["eval"]))
+    if resume_from:
+        reporter.say(f"resuming at {describe_position(continual, run)}")
+    elif options["resume"]:
+        reporter.say(f"nothing to resume in {options['output_dir']}: the run begins")
     try:
-        with continual.stop:
-            if options["eval"]:
-                run = continual.new_run()
-                for content in checkpoints.of_all_tasks():
-                    continual.model.load_learned_state(content["model"])
-                    continual.evaluate_till_now(content["task"], run)
-            else:
-                run = continual.run(resume_from)
+        with continual.stop:  # until all is said: a terminal that was closed counts as a signal, and must not kill
+            try:
+                if options["eval"]:
+                    for content in checkpoints.of_all_tasks():
+                        continual.model.load_learned_state(content["model"])
+                        continual.evaluate_till_now(content["task"], run)
+                else:
+                    run = continual.run(resume_from)
+            except Interrupted as error:
+                reporter.say(f"main.py: stopped by {error}" + (
+                    "." if options["eval"] or not options["output_dir"] else
+                    "; everything done is saved, and the same command with --resume continues there."))
+                return Outcome(128 + error.signal_number)
     except NonFiniteLossError as error:
         reporter.say(f"main.py: error: {error}")
         return Outcome(1)
-    except Interrupted as error:
-        reporter.say(f"main.py: stopped by {error}" + (
-            "." if options["eval"] or not options["output_dir"] else
-            "; everything done is saved, and the same command with --resume continues there."))
-        return Outcome(128 + error.signal_number)
+    finally:
+        reporter.close()
     if not continual.processes.is_main:
         return Outcome()
     unusable = {}

@@ -32,7 +32,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -42,6 +42,7 @@ from diagnosis import Found
 from engine import RunState
 from kept_files import KeptFiles
 from metrics import AccuracyMatrix
+from progress import Pass, Progress, duration
 from tensorboard_file import TensorBoardFile
 from utils import save_checkpoint
 
@@ -50,6 +51,10 @@ class Silent:
     """The reporter of every process but the main one."""
 
     def say(self, text: str) -> None: ...
+    def expect(self, passes) -> None: ...
+    def begins(self, work) -> None: ...
+    def advance(self, done) -> None: ...
+    def close(self) -> None: ...
     def steps(self, task, epoch, done, total, loss, acc1, lr) -> None: ...
     def epoch(self, task, epoch, **values) -> None: ...
     def settled(self, task, seconds) -> None: ...
@@ -89,11 +94,14 @@ class Reporter(SpeedReporter):
         keep_log: go on with the first so many bytes of the log that is there (a resumed run); None: a new one.
         evaluation: write under names beginning with `eval_`, and no checkpoint or TensorBoard file.
         manifest: the content of manifest.json.gz; None for a stream.
+        peak_memory: bytes so far, or None where the system does not tell.
+        started: when the program began, in `time.monotonic()`'s seconds.
     """
 
     def __init__(self, output_dir: str, *, scenario: Any, epochs: int, config: dict[str, Any], top_k: int = 0,
                  keep_log: int | None = None, evaluation: bool = False, manifest: bytes | None = None,
-                 stream: TextIO | None = None):
+                 stream: TextIO | None = None, peak_memory: Callable[[], int | None] = lambda: None,
+                 started: float | None = None):
         super().__init__(output_dir, config)
         self.unit, self.num_tasks = scenario.setting.unit, len(scenario.tasks)
         self.names = {task: scenario.name_of(task) for task in scenario.evaluated_after}
@@ -102,10 +110,11 @@ class Reporter(SpeedReporter):
         self.replay_images, self.replay_bytes = scenario.replay_size
         self.epochs, self.top_k = epochs, top_k
         self.stream = stream or sys.stdout
-        self._bar = None
+        self.progress = Progress(self.say, peak_memory)
+        self.started = time.monotonic() if started is None else started
         self._tensorboard = None
         self._said_missing: set[str] = set()
-        self.trains = bool(self.folder) and not evaluation
+        self.trains, self.resumed = bool(self.folder) and not evaluation, keep_log is not None
         self.prefix = "eval_" if evaluation else ""
         if self.trains:
             self._begin(scenario, keep_log, manifest)
@@ -133,9 +142,7 @@ class Reporter(SpeedReporter):
 
     # ---- what the engine calls ----
     def say(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self.progress.printed()
         try:
             print(text, file=self.stream, flush=True)
         except OSError as error:
@@ -146,23 +153,29 @@ class Reporter(SpeedReporter):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
             signal.raise_signal(signal.SIGHUP)
 
-    def steps(self, task: int, epoch: int, done: int, total: int, loss: float, acc1: float, lr: float) -> None:
-        where = f"{self._name(task + 1)} epoch {epoch + 1}/{self.epochs}"
-        values = f"loss {loss:.4f}  acc {acc1:.2f}  lr {lr:.3g}"
-        if not (sys.stderr and sys.stderr.isatty()):
-            self.say(f"{where} step {done}/{total}  {values}")
-            return
-        if self._bar is None:
-            from tqdm import tqdm
+    def expect(self, passes: Iterable[Pass]) -> None:
+        self.progress.expect(passes)
 
-            self._bar = tqdm(total=total, desc=where, unit="step", leave=False, dynamic_ncols=True)
-        self._bar.set_postfix_str(values, refresh=False)
-        self._bar.update(done - self._bar.n)
+    def begins(self, work: Pass) -> None:
+        self.progress.begins(work)
+
+    def advance(self, done: int) -> None:
+        self.progress.advance(done)
+
+    def close(self) -> None:
+        """Take the bar away, before the program ends or something else prints."""
+        self.progress.clear()
+
+    def steps(self, task: int, epoch: int, done: int, total: int, loss: float, acc1: float, lr: float) -> None:
+        self.progress.read(loss, acc1, lr)
+        if not self.progress.on_terminal:
+            self.say(f"{self._name(task + 1)} epoch {epoch + 1}/{self.epochs} step {done}/{total}  loss {loss:.4f}"
+                     f"  acc {acc1:.2f}  lr {lr:.3g}")
 
     def epoch(self, task: int, epoch: int, **values: Any) -> None:
         self._log("epoch", **{self.unit: task + 1}, epoch=epoch + 1, **values)
         self.say(f"{self._name(task + 1)} epoch {epoch + 1}/{self.epochs} done  loss {values['loss']:.4f}"
-                 f"  acc {values['acc@1']:.2f}  {values['seconds']:.1f} s")
+                 f"  acc {values['acc@1']:.2f}  {values['seconds']:.1f} s  {self.progress.summary()}")
         if self._tensorboard:
             self._tensorboard.scalars(task * self.epochs + epoch, {
                 "train_loss": values["loss"], "lr": values["lr"],  # official names
@@ -284,6 +297,7 @@ class Reporter(SpeedReporter):
         if self._tensorboard:
             self._draw_hyper_parameters(summary)
             self._tensorboard.close()
+        self._say_where_it_lies(run)
         return summary
 
     def _draw_hyper_parameters(self, summary: dict[str, Any]) -> None:
@@ -294,6 +308,15 @@ class Reporter(SpeedReporter):
                    for name, value in self.config["options"].items()}
         self._tensorboard.hyper_parameters(options | {"experiment": self.config["experiment"]}, final)
         self._tensorboard.scalars(self.numbers[-1], final)
+
+    def _say_where_it_lies(self, run: RunState) -> None:
+        memory = self.progress.memory()
+        all_starts = "; these of all its starts" if self.resumed else ""
+        self.say(f"took {duration(time.monotonic() - self.started)} (training {duration(run.train_seconds)}, tests "
+                 f"{duration(run.eval_seconds)}{all_starts})" + (f", at most {memory} of memory" if memory else ""))
+        written = [f"{self.prefix}summary.json", f"{self.prefix}accuracy_matrix.csv"]
+        written += ["log.jsonl", "checkpoint/", "plots/", "tensorboard/"] if self.trains else []
+        self.say(f"{self.folder} holds {', '.join(written)}" if self.folder else "nothing was written")
 
     def _plot(self, run: RunState) -> None:
         import plots  # matplotlib is slow to import, and needed only here

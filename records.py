@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,18 @@ def protocol(model: PromptedViT, batch_size: int, setting: Setting) -> str:
     return f"{model.prompt.describe_choice(batch_size)}, {setting.name}"
 
 
-def opening_lines(config: dict[str, Any], scenario: Scenario, note: str = "") -> list[str]:
-    """What is printed at the start. `note`: what the head has to say of itself."""
+FEW_IMAGES = 100
+"""With fewer in a test set, one image is more than a point of accuracy."""
+
+
+def opening_lines(config: dict[str, Any], scenario: Scenario, notes: Iterable[str | None] = (),
+                  lr: float | None = None) -> list[str]:
+    """What is printed at the start.
+
+    Args:
+        notes: further lines: what the head has to say of itself.
+        lr: the learning rate as it is used; None where nothing learns by gradient.
+    """
     model, options = config["model"], config["options"]
     replayed = scenario.replay_size
     return [
@@ -65,8 +76,19 @@ def opening_lines(config: dict[str, Any], scenario: Scenario, note: str = "") ->
         f"{options['num_workers']} batches ahead, pinned memory "
         f"{'on' if options['pin_mem'] and config['device'] != 'cpu' else 'off'}, "
         + (f"writing {options['output_dir']}" if options["output_dir"] else "nothing is written"),
+        *([] if lr is None else [
+            f"learning rate {options['lr']:g} given for 256 images in a step, {lr:g} used for those of this run"]),
+        *_few_images(scenario),
         _class_line(scenario.class_names),
-    ] + [note] * bool(note)
+    ] + [note for note in notes if note]
+
+
+def _few_images(scenario: Scenario) -> list[str]:
+    fewest = min((len(task.test) for task in scenario.tested), default=FEW_IMAGES)
+    if fewest >= FEW_IMAGES:
+        return []
+    return [f"the smallest test set has {fewest} image(s): one of them is {100 / fewest:.1f} points of its Acc@1, so "
+            "small differences mean nothing"]
 
 
 def _class_line(names: tuple[str, ...], shown: int = 10) -> str:

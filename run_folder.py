@@ -8,6 +8,7 @@ from string import ascii_lowercase
 from typing import Any
 
 import saved_files
+from configs import experiment_names
 from errors import InputError
 from kinds import like
 from paths import outside_path
@@ -17,6 +18,7 @@ RUN_FILES = ("config.json", "scenario.json", "manifest.json.gz", "log.jsonl", "a
              "confusion.npz", "eval_summary.json", "eval_accuracy_matrix.csv", "eval_confusion.npz", "eval_log.jsonl",
              "checkpoint", "tensorboard", "plots")
 UNITS = ("task", "session", "episode")
+DEFAULT_FOLDER = "./output"
 EVALUATION_FILES = ("eval_summary.json", "eval_accuracy_matrix.csv", "eval_confusion.npz", "eval_log.jsonl")
 RUN_PATTERNS = ("scenario.json", "manifest.json.gz", "log.jsonl", "accuracy_matrix.csv", "summary.json",
                 "confusion.npz", *EVALUATION_FILES, *(f"checkpoint/{unit}*.pth" for unit in UNITS),
@@ -38,6 +40,40 @@ def read_config(output_dir: str) -> dict[str, Any]:
 
 def holds_run(output_dir: str) -> bool:
     return any((Path(output_dir) / name).exists() for name in RUN_FILES)
+
+
+def find_run(experiment: str, named: bool, evaluates: bool) -> tuple[str, str | None]:
+    """The folder that --eval or --resume means without --output_dir, and a sentence where others hold runs, too.
+
+    That is ./output, where a run may have been written by that name, or ./output/EXPERIMENT, where runs are written
+    otherwise. A command that names no experiment may evaluate any.
+
+    Args:
+        experiment: the one of the command line, or the default.
+        named: whether the command line names it.
+
+    Raises:
+        InputError: several folders could be meant.
+    """
+    own = f"{DEFAULT_FOLDER}/{experiment}"
+    in_subfolders = [f"{DEFAULT_FOLDER}/{name}" for name in experiment_names()] if evaluates and not named else [own]
+    found = [folder for folder in in_subfolders if holds_run(folder)]
+    in_output = holds_run(DEFAULT_FOLDER) and not (named and _experiment_of(DEFAULT_FOLDER) not in (experiment, None))
+    if in_output and not (named and found):
+        others = f"; give --output_dir for that in {' or '.join(found)}" if found else ""
+        return DEFAULT_FOLDER, f"this is the run in {DEFAULT_FOLDER}{others}." if found else None
+    folders = [DEFAULT_FOLDER] * in_output + found
+    if len(folders) > 1:
+        raise InputError(f"there are runs in {' and '.join(folders)}: give the --output_dir of the one you mean.")
+    return (found[0] if found else own), None
+
+
+def _experiment_of(output_dir: str) -> str | None:
+    """The experiment of a run; None where its config.json does not tell."""
+    try:
+        return read_config(output_dir)["experiment"]
+    except InputError:
+        return None
 
 
 def check_writable(output_dir: str, patterns: Iterable[str] = RUN_PATTERNS) -> None:

@@ -175,7 +175,7 @@ def job_words(submission: Submission, job_dir: Path) -> list[str]:
     if "output_dir" not in given:
         words += ["--output_dir", output_dir]
     if "%j" not in output_dir:
-        options["output_dir"] = output_dir
+        given["output_dir"] = options["output_dir"] = output_dir
         program.check_output_dir(options)
         program.with_saved_options(submission.command)
     if not (options["eval"] or options["speed_test_only"]):

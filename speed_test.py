@@ -5,7 +5,6 @@ Training steps are taken and then undone: the run that follows computes what it 
 
 import itertools
 import os
-import resource
 import statistics
 import sys
 import time
@@ -20,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine import Continual
 from training import train_step
-from utils import checkpoint_bytes, sum_over_processes
+from utils import checkpoint_bytes, peak_memory, sum_over_processes
 
 WARM_UP = 2
 MIN_REPEATS, MAX_REPEATS, SECONDS_PER_PART = 3, 30, 8.0
@@ -179,14 +178,7 @@ class PeakMemory:
             Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
 
     def bytes(self) -> int | None:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        if sys.platform != "linux":
-            return None
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return peak_memory(self.device)
 
 
 def seconds_since_start() -> float | None:

@@ -32,6 +32,8 @@ class Recipe:
     """`all`, `first` or `none`: the tasks that are learned by gradient."""
     print_freq: int = 10
     seed: int = 42
+    lr: float | None = None
+    """The rate with which `make_optimizer` begins, scaled by the batch."""
 
     def adapts_to(self, task: int) -> bool:
         return self.adapt == "all" or (self.adapt == "first" and task == 0)

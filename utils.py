@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -186,6 +187,18 @@ def one_sentence_for_too_little_memory() -> Iterator[None]:
 
 
 # ---- files ----
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes at most so far: allocated on the GPU by torch, or resident in this process; None where nobody tells."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform != "linux":
+        return None
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def write_atomically(path: Path, data: bytes, keep_as: Path | None = None) -> None:
     """A reader of `path` sees the old content or the whole new one, whenever the machine stops.
 

@@ -140,7 +140,7 @@ GROUPS: dict[str, list[Option]] = {
            nargs="*"),
         _o("head", str, "linear", "classifier: a trained linear layer; or without gradient the nearest class mean, or "
            "ridge regression (RanPAC)", ("linear", "ncm", "ridge")),
-        _o("random_features", integer(0, 50_000), 10_000, "ridge: random features, M; 0 takes the ViT's own"),
+        _o("random_features", integer(0, 20_000), 10_000, "ridge: random features, M; 0 takes the ViT's own"),
         _o("align", boolean, False, "after each task, retrain the linear head alone on samples of a Gaussian of every "
            "class seen (SLCA); keeps no image"),
         _o("align_samples", integer(1, 10_000), 256, "align: samples of each class and epoch"),
@@ -253,7 +253,7 @@ GROUPS: dict[str, list[Option]] = {
            ("final", "always", "never")),
     ],
     "output": [
-        _o("output_dir", path, "./output", "where the run is written; '' saves nothing", run_only=True),
+        _o("output_dir", path, "./output/EXPERIMENT", "where the run is written; '' saves nothing", run_only=True),
         _o("overwrite", boolean, False, "remove a run that output_dir holds and begin anew", run_only=True),
         _o("resume", boolean, False, "continue the run in output_dir, or begin it", run_only=True),
         _o("eval", boolean, False, "evaluate the checkpoints of the run in output_dir", run_only=True),
@@ -330,7 +330,9 @@ def build_parser(experiment: Experiment | None = None, groups: dict[str, list[Op
 
 def default_options(experiment: Experiment | None = None) -> dict[str, Any]:
     options = {name: option.default for name, option in OPTIONS.items()}
-    options.update(experiment.defaults if experiment else {})
+    if experiment:
+        options["output_dir"] = options["output_dir"].replace("EXPERIMENT", experiment.name)
+        options.update(experiment.defaults)
     return options
 
 

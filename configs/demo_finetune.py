@@ -6,5 +6,5 @@
 from configs.demo_l2p import GLYPHS
 
 DEFAULTS = GLYPHS | {
-    "output_dir": "./output/demo_finetune", "prompt_method": "none", "head_type": "token", "freeze": [],
+    "prompt_method": "none", "head_type": "token", "freeze": [],
 }

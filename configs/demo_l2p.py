@@ -12,6 +12,6 @@ GLYPHS = {
 }
 
 DEFAULTS = GLYPHS | {
-    "output_dir": "./output/demo_l2p", "top_k": 4, "initializer": "flax_uniform",
+    "top_k": 4, "initializer": "flax_uniform",
     "prompt_key_init": "flax_uniform", "head_init": "zero", "prompt_pos_embed": "none",
 }

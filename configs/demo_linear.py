@@ -6,5 +6,5 @@
 from configs.demo_l2p import GLYPHS
 
 DEFAULTS = GLYPHS | {
-    "output_dir": "./output/demo_linear", "prompt_method": "none", "head_type": "token", "head_init": "zero",
+    "prompt_method": "none", "head_type": "token", "head_init": "zero",
 }

@@ -72,6 +72,10 @@ class Batches:
     def steps_per_epoch(self, images: LabelledImages, steps: int | None = None) -> int:
         return -(-self.images_per_epoch(images, steps) // self.global_batch_size)
 
+    def steps_per_test(self, images: LabelledImages) -> int:
+        """Batches of a test set, over all processes."""
+        return -(-len(images) // self.batch_size)
+
     def training(self, images: LabelledImages, task: int, epoch: int, augment: bool = True, first_step: int = 0,
                  steps: int | None = None, replay: Sequence[LabelledImages] = ()) -> Iterator[Batch]:
         """One epoch in an order drawn by (seed, task, epoch), each image cut by a draw of its own, from a step on.
@@ -97,7 +101,7 @@ class Batches:
     def evaluation(self, images: LabelledImages) -> Iterator[Batch]:
         """The test images in file order. Whole batches go round the processes, so a batch's vote is the same for any
         number of them and each image is seen once."""
-        indices = range(self.rank, -(-len(images) // self.batch_size), self.world_size)
+        indices = range(self.rank, self.steps_per_test(images), self.world_size)
         everywhere_N = torch.arange(len(images))
         cut = self._cut(images, [everywhere_N[i * self.batch_size:(i + 1) * self.batch_size] for i in indices], None)
         for index, (images_BCHW, labels_B) in zip(indices, cut, strict=True):

@@ -150,6 +150,11 @@ class PromptedViT(nn.Module):
             vit.train()
         return at_least_float32(query_BD)
 
+    @property
+    def queries_cost(self) -> bool:
+        """Whether the query is a pass through the ViT of its own."""
+        return self.prompt.needs_query and self.embedding_key == "cls"
+
     def query_weights(self) -> tuple[tuple[int, int], ...]:
         """Tells whether the query network is still the same: changes with any weight that is replaced or written to."""
         return tuple((p.data_ptr(), p._version) for p in self.query_network.parameters())

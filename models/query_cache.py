@@ -32,9 +32,13 @@ class QueryCache:
             images_key: names the whole set of images; equal for equal pixels only.
             batch_size, index: which of its images are in this batch.
         """
-        if not model.prompt.needs_query or model.embedding_key != "cls":
+        if not model.queries_cost:
             return None
         return self._kept(model.query_weights(), (images_key, batch_size, index), lambda: model.query(images_BCHW))
+
+    def holds(self, model: PromptedViT, images_key: str) -> bool:
+        """Whether queries of these images are kept, of the query network as it is now."""
+        return model.query_weights() == self._weights and any(key[0] == images_key for key in self._queries)
 
     def _kept(self, weights: object, key: tuple[str, int, int], compute: Callable[[], Tensor]) -> Tensor:
         if weights != self._weights:  # another network, or the same one changed in place

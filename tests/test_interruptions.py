@@ -34,7 +34,7 @@ def test_a_signal_stops_after_the_step_and_nothing_is_computed_twice(number, sho
 
     again = Run(tmp_path / "run", *short_run, "--resume")
     assert again.end() == 0, again.text()
-    first_step = next(line for line in again.lines if " step " in line).split()[5]
+    first_step = next(line for line in again.lines if line.startswith("task") and " step " in line).split()[5]
     assert int(first_step.split("/")[0]) == int(last_step.split("/")[0]) + 1
     assert_same_results(undisturbed, tmp_path / "run")
 

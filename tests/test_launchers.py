@@ -336,7 +336,7 @@ def test_help_shows_both_sets_of_options(capsys):
     launcher = {option.name for group in LAUNCHER_GROUPS.values() for option in group}
     assert not launcher & OPTIONS.keys()
     assert launcher | OPTIONS.keys() <= set(re.findall(r"^  --(\w+)", text, re.MULTILINE))
-    assert "learning rate for a batch of 256 [0.005]" in text, "the experiment's defaults"
+    assert "learning rate for a batch of 256 [0.01]" in text, "the experiment's defaults"
 
 
 # ---- run_with_submitit.py: jobs on this machine ----

@@ -117,7 +117,7 @@ PROBES: dict[str, Probe] = {
     "prompt_choice": Probe(("random", "fixed"), ("first loss", "learned"), ("lr", "backbone")),
     "g_prompt_layers": Probe(("1", "0 3"), ("first loss", "evaluation"), ("lr", "backbone"), DUAL),
     "g_prompt_length": Probe(("3",), ("shapes", "first loss"), ("lr", "backbone"), DUAL),
-    "orthogonality": Probe(("0", "0.5"), ("first loss", "learned"), ("lr", "shapes"), CODA),
+    "orthogonality": Probe(("0", "0.5"), ("learned",), ("lr", "shapes"), CODA),
     "size": Probe(("12",), ("shapes", "first loss"), ("lr",)),
     "length": Probe(("3",), ("shapes", "first loss"), ("lr",)),
     "top_k": Probe(("3",), ("first loss", "evaluation"), ("shapes", "lr")),

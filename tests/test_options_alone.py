@@ -77,7 +77,7 @@ def test_compile_where_there_is_no_compiler(lab, tmp_path):
                        TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
     assert done.returncode == 2
     assert "--compile: torch cannot compile here" in done.stderr
-    assert re.search("^--compile: torch makes kernels for batches of 4 now, .* later runs find them in /", done.stdout)
+    assert re.search("^--compile: torch makes kernels for batches of 4 now; .* later runs find them in /", done.stdout)
     assert done.stdout == ""
     assert not (tmp_path / "run").exists()
 
@@ -199,8 +199,8 @@ def test_output_dir(lab, tmp_path, monkeypatch):
     assert code == 0
     assert "writing there" in out
     assert sorted(path.name for path in Path("there").iterdir()) == [
-        "accuracy_matrix.csv", "checkpoint", "config.json", "confusion.npz", "log.jsonl", "plots", "summary.json",
-        "tensorboard"]
+        "accuracy_matrix.csv", "checkpoint", "config.json", "confusion.npz", "log.jsonl", "manifest.json.gz", "plots",
+        "summary.json", "tensorboard"]
 
 
 def test_resume_and_overwrite(lab, tmp_path):

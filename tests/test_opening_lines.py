@@ -1,0 +1,65 @@
+"""What a run says before it begins: rates, test sets that are too small, and how this CPU takes bfloat16."""
+
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+from fixtures import write_npz
+from lab import BASE, NO_PROMPTS, call
+
+import build
+
+
+def opening(lab, *words: str) -> str:
+    code, out, err = call(*lab.words(*BASE, *words), "--output_dir", "")
+    assert code == 0, err
+    return out[:out.index("classes: ")]
+
+
+def test_both_learning_rates(lab):
+    assert ("learning rate 0.03 given for 256 images in a step, 0.00046875 used for those of this run\n"
+            in opening(lab))
+    assert "0.064 given for 256 images in a step, 0.001 used" in opening(lab, "--lr", "0.064")
+    assert "learning rate" not in opening(lab, *NO_PROMPTS, "--head", "ncm")
+
+
+def test_few_test_images(lab, tmp_path):
+    """Said once, and only where one image is more than a point."""
+    few = "the smallest test set has 4 image(s): one of them is 25.0 points of its Acc@1, so small differences mean"
+    assert opening(lab).count(few) == 1
+    enough = write_npz(tmp_path / "enough.npz", train_per_class=4, test_per_class=50)
+    assert "the smallest test set" not in opening(lab, "--data_path", str(enough))
+
+
+HAS, HAS_NOT = {"avx512_bf16", "avx2"}, {"avx2"}
+
+
+@pytest.mark.parametrize(("precision", "flags", "seconds_in_bf16", "said"), [
+    ("fp32", HAS, 0.5, "this CPU computes in bfloat16 (avx512_bf16): a block of this ViT is 2.0 times as fast with "
+                       "--precision bf16"),
+    ("fp32", HAS, 0.9, None),
+    ("fp32", HAS, 2.0, None),
+    ("fp32", HAS_NOT, 0.5, None),
+    ("bf16", HAS, 0.5, None),
+    ("bf16", HAS, 2.0, "--precision bf16: a block of this ViT takes 2.0 times as long as with fp32"),
+    ("bf16", HAS_NOT, 22.0, "--precision bf16: this CPU has no instructions for bfloat16: a block of this ViT takes "
+                            "22.0 times as long as with fp32"),
+])
+def test_bfloat16_on_a_cpu(precision, flags, seconds_in_bf16, said, monkeypatch):
+    monkeypatch.setattr(build, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(build, "seconds_of_block", lambda model, batch_size, most_tokens, dtype: (
+        seconds_in_bf16 if dtype == torch.bfloat16 else 1.0))
+    assert build.precision_note(precision, None, torch.device("cpu"), 16) == said
+    assert build.precision_note(precision, None, torch.device("cuda"), 16) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_block_is_measured_and_stays_as_it_is(dtype):
+    backbone = timm.create_model("vit_tiny_patch16_224")
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    assert 0 < build.seconds_of_block(SimpleNamespace(backbone=backbone), 16, 50, dtype) < 60
+    after = backbone.state_dict()
+    assert all(torch.equal(before[name], after[name]) and after[name].dtype == torch.float32 for name in before)
+    assert all(p.requires_grad and p.grad is None for p in backbone.parameters())
+    assert backbone.training
