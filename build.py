@@ -112,14 +112,14 @@ def seconds_of_block(model: PromptedViT, batch_size: int, most_tokens: int, dtyp
     return min(found)
 
 
-def read_scenario(options: dict[str, Any], processes: Processes) -> Scenario:
+def read_scenario(options: dict[str, Any], processes: Processes, turn_photos: bool = True) -> Scenario:
     return build_scenario(
         options["dataset"], options["data_path"], num_tasks=options["num_tasks"],
         download=options["download"] and processes.is_main, shuffle=options["shuffle"], seed=options["seed"],
         subsample=options["subsample"], subsample_test=options["subsample_test"],
         classes_per_task=options["classes_per_task"], class_order=options["class_order"],
         schedule=build_schedule(options), task_inc=options["task_inc"], replay_per_class=options["replay_per_class"],
-        all_at_once=options["joint"])
+        all_at_once=options["joint"], turn_photos=turn_photos)
 
 
 def scenario_warnings(options: dict[str, Any], scenario: Scenario) -> list[str]:
@@ -155,14 +155,23 @@ def build_schedule(options: dict[str, Any]) -> GaussianSchedule | None:
                             options["gaussian_eval_every"])
 
 
+def build_eval_transform(options: dict[str, Any], model: PromptedViT | None) -> EvalTransform:
+    """`model` is asked for what its weights were trained with, by `--input_norm model` alone."""
+    mean = std = None
+    if options["input_norm"] == "imagenet":
+        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    elif options["input_norm"] == "model":
+        mean, std = model_normalisation(model.backbone)
+    return EvalTransform(options["input_size"], mean, std)
+
+
 def build_batches(options: dict[str, Any], model: PromptedViT | None, device: torch.device,
                   processes: Processes) -> Batches:
-    mean, std = {"none": lambda: (None, None), "imagenet": lambda: (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
-                 "model": lambda: model_normalisation(model.backbone)}[options["input_norm"]]()
+    eval_transform = build_eval_transform(options, model)
     return Batches(
         TrainTransform(options["input_size"], tuple(options["scale"]), tuple(options["ratio"]), options["hflip"],
-                       mean, std),
-        EvalTransform(options["input_size"], mean, std), batch_size=options["batch_size"], seed=options["seed"],
+                       eval_transform.mean, eval_transform.std),
+        eval_transform, batch_size=options["batch_size"], seed=options["seed"],
         device=device, rank=processes.rank, world_size=processes.world_size, prefetch=options["num_workers"],
         pin_memory=options["pin_mem"])
 

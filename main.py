@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None, stop_signals: Sequence[int] = ()) ->
             named = not argv[0].startswith("-")
             build_parser(load_experiment(parse(argv[:1]).experiment) if named else None).print_help()
             return 0
-        return run(parse(argv), stop_signals)
+        return run(parse(argv), stop_signals).exit_code
     except DamagedFileError as error:
         complain(f"error: {error}")
         return 1
@@ -75,7 +75,38 @@ def complain(text: str) -> None:
         print(f"main.py: {text}", file=sys.stderr)
 
 
-def run(command: Command, stop_signals: Sequence[int] = ()) -> int:
+class RunStoppedError(Exception):
+    """A run had to stop; what it saved before is good."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    exit_code: int = 0
+    found: dict[str, Any] | None = None
+    """The content of summary.json, eval_summary.json or speed.json; None in all processes but the main one."""
+
+
+def run_experiment(argv: Sequence[str]) -> dict[str, Any]:
+    """Run one command line from Python.
+
+    Returns:
+        The content of summary.json, of eval_summary.json with `--eval`, of speed.json with `--speed_test_only`; in
+        all processes but the main one nothing.
+
+    Raises:
+        InputError: bad input.
+        RunStoppedError: the loss is not finite, a signal came, such as that of Ctrl-C, or the run is finished and
+            checkpoints that --eval needs are missing or damaged.
+    """
+    outcome = run(parse(argv))
+    if outcome.exit_code:
+        raise RunStoppedError(f"the run stopped with exit code {outcome.exit_code}; what it printed says why.")
+    return outcome.found or {}
+
+
+def run(command: Command, stop_signals: Sequence[int] = ()) -> Outcome:
     """Check everything that can be wrong, then build, then train or evaluate."""
     started = time.monotonic()
     check(command.options)
@@ -101,10 +132,10 @@ def run(command: Command, stop_signals: Sequence[int] = ()) -> int:
         warn(processes, warning)
     init_distributed(processes, device, options["dist_url"], timedelta(seconds=options["dist_timeout"]))
     with one_sentence_for_too_little_memory():
-        code = build_and_run(command, processes, device, precision, stop_signals, started)
+        outcome = build_and_run(command, processes, device, precision, stop_signals, started)
     if processes.world_size > 1:  # not after an error: it would wait for processes that may never come
         torch.distributed.destroy_process_group()
-    return code
+    return outcome
 
 
 def with_saved_options(command: Command) -> Command:
@@ -142,7 +173,8 @@ def with_saved_options(command: Command) -> Command:
                          f"{config['experiment']} with other values than {', '.join(changed)}; leave these out, or "
                          "name another --output_dir.")
     own = {name: value for name, value in defaults.items() if OPTIONS[name].run_only} | {"output_dir": folder}
-    return Command(config["experiment"], saved | own | given, given, warnings, command.named)
+    return Command(config["experiment"], saved | own | given, given, warnings, command.named,
+                   turn_photos=config.get("turn_photos", False))
 
 
 def free_to_change(evaluates: bool, saved: dict[str, Any], given: dict[str, Any]) -> set[str]:
@@ -180,7 +212,7 @@ def check_output_dir(options: dict[str, Any]) -> None:
 
 
 def build_and_run(command: Command, processes, device, precision: str, stop_signals: Sequence[int],
-                  started: float) -> int:
+                  started: float) -> Outcome:
     from build import build_batches, build_recipe, check_optimizer, check_recipe, read_scenario, scenario_warnings
     from engine import Continual
     from interruption import STOP_SIGNALS, StopRequest
@@ -195,7 +227,7 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
     if warning and options["pretrained"] and not options["init_checkpoint"]:
         warn(processes, warning)
     with main_process_first(processes):
-        scenario = read_scenario(options, processes)
+        scenario = read_scenario(options, processes, command.turn_photos)
     for note in (*scenario.notes, *scenario_warnings(options, scenario)):
         warn(processes, note)
     if options["eval"] or options["resume"]:
@@ -323,8 +355,9 @@ def mend_checkpoints(checkpoints, resume_from: dict[str, Any], reporter) -> None
             reporter.warn(f"{fault.rstrip('.')}. The run goes on, but --eval needs this checkpoint.")
 
 
-def carry_out(continual, options: dict[str, Any], checkpoints, resume_from) -> int:
+def carry_out(continual, options: dict[str, Any], checkpoints, resume_from) -> Outcome:
     """Measure, train or evaluate, as the options say."""
+    import run_folder
     from engine import NonFiniteLossError, RunState
     from interruption import Interrupted
     from models import QueryCache
@@ -338,7 +371,7 @@ def carry_out(continual, options: dict[str, Any], checkpoints, resume_from) -> i
         reporter.speed(found)
         reporter.say(format_speed(found))
         if options["speed_test_only"]:
-            return 0
+            return Outcome(found=found)
     run = RunState.from_state(resume_from["run"]) if resume_from else continual.new_run()
     reporter.expect(passes_left(continual, run, evaluates_only=options["eval"]))
     if resume_from:
@@ -358,23 +391,25 @@ def carry_out(continual, options: dict[str, Any], checkpoints, resume_from) -> i
                 reporter.say(f"main.py: stopped by {error}" + (
                     "." if options["eval"] or not options["output_dir"] else
                     "; everything done is saved, and the same command with --resume continues there."))
-                return 128 + error.signal_number
+                return Outcome(128 + error.signal_number)
     except NonFiniteLossError as error:
         reporter.say(f"main.py: error: {error}")
-        return 1
+        return Outcome(1)
     finally:
         reporter.close()
     if not continual.processes.is_main:
-        return 0
+        return Outcome()
     unusable = {}
     if trains(options) and options["output_dir"]:
         unusable = checkpoints.unusable(len(continual.scenario.tasks))
-    reporter.finish(run, [f"{name}.pth" for name, _ in unusable.values()])
+    summary = reporter.finish(run, [f"{name}.pth" for name, _ in unusable.values()])
+    if options["eval"]:
+        run_folder.take_as_result(checkpoints.folder)
     if not unusable:
-        return 0
+        return Outcome(found=summary)
     faults = " ".join(fault for _, fault in unusable.values())
     complain(f"error: the run is finished and its numbers are good, but --eval cannot repeat them: {faults}")
-    return 1
+    return Outcome(1, summary)
 
 
 def compilation_note(batch_size: int) -> str:

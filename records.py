@@ -27,10 +27,24 @@ def describe_run(experiment: str, options: dict[str, Any], model: PromptedViT, s
         "protocol": protocol(model, options["batch_size"], scenario.setting),
         "model": {"name": resolve_model_name(options["model"])[0], "parameters": counts[0],
                   "trainable_parameters": counts[1], "backbone_sha256": backbone_fingerprint(model.backbone)},
-        "class_names": list(scenario.class_names), "data_sha256": scenario.fingerprint,
+        "class_names": list(scenario.class_names), "tasks": describe_tasks(scenario),
+        "data_sha256": scenario.fingerprint, "turn_photos": scenario.turn_photos,
         "world_size": processes.world_size, "device": str(device),
         "precision": precision, **environment_record(device),
     }
+
+
+def describe_tasks(scenario: Scenario) -> dict[str, Any]:
+    """What one has to know of the tasks to use a checkpoint without the data.
+
+    `first_with_class`: for each class the first task (from 1) that has it; None where no task has.
+    """
+    first = [None] * scenario.num_classes
+    for task in reversed(scenario.tasks):
+        for label in task.classes:
+            first[label] = task.index + 1
+    return {"unit": scenario.setting.unit, "count": len(scenario.tasks),
+            "known_in_training": scenario.setting.known_in_training, "first_with_class": first}
 
 
 def protocol(model: PromptedViT, batch_size: int, setting: Setting) -> str:
@@ -79,11 +93,14 @@ def _few_images(scenario: Scenario) -> list[str]:
 
 def _class_line(names: tuple[str, ...], shown: int = 10) -> str:
     """Read by who starts a run: a folder that was taken for a class is seen here."""
-    # Names of folders may hold what a terminal cannot print.
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"classes: {', '.join(map(printable, names[:shown]))}{more}"
+
+
+def printable(name: str) -> str:
+    """A name of a file or a folder, which may hold what a terminal cannot print."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    safe = [(name if name.isprintable() else ascii(name)[1:-1]).encode(encoding, "backslashreplace").decode(encoding)
-            for name in names[:shown]]
-    return f"classes: {', '.join(safe)}" + (f" and {len(names) - shown} more" if len(names) > shown else "")
+    return (name if name.isprintable() else ascii(name)[1:-1]).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def environment_record(device: torch.device) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import saved_files
@@ -144,6 +145,25 @@ def other_data(output_dir: str, config: dict[str, Any]) -> str | None:
 def _first(names: list[str], others: list[str]) -> str:
     differing = [name for number, name in enumerate(names) if number >= len(others) or name != others[number]]
     return ", ".join(differing[:3] + ["…"] * (len(differing) > 3)) or "nothing more"
+
+
+def take_as_result(folder: Path) -> None:
+    """An imported run was never measured here: its first evaluation is what it has in the place of a run's results."""
+    if "imported_from" not in read_config(str(folder)) or (folder / "summary.json").exists():
+        return
+    for name in reversed(EVALUATION_FILES):  # the summary last: with it a run is complete
+        if (folder / name).exists():
+            write_atomically(folder / name.removeprefix("eval_"), (folder / name).read_bytes())
+
+
+def checkpoint_paths(folder: Path) -> dict[int, Path]:
+    """Number of a task (session, episode), from 1 -> the file that holds the state after it."""
+    found = {}
+    for path in (folder / "checkpoint").glob("*.pth"):
+        number = path.stem.lstrip(ascii_lowercase)
+        if path.stem.removesuffix(number) in UNITS and number.isdecimal():
+            found[int(number)] = path
+    return found
 
 
 @dataclass(frozen=True)

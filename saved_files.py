@@ -90,7 +90,10 @@ CONFIG = Fields({"experiment": ExperimentName(), "options": SavedOptions()}, opt
     "precision": Text(), "command": ListOf(Text()), "commit": OrNone(Text()), "versions": MapOf(Text()),
     "model": Fields({}, optional={"name": Text(), "parameters": Whole(), "trainable_parameters": Whole(),
                                   "backbone_sha256": Text()}),
-    "hardware": Fields({}, optional={"device": Text(), "threads": Whole(1)})})
+    "hardware": Fields({}, optional={"device": Text(), "threads": Whole(1)}),
+    "tasks": Fields({"unit": Text(), "count": Whole(1), "known_in_training": Flag(),
+                     "first_with_class": ListOf(OrNone(Whole(1)))}),
+    "turn_photos": Flag(), "imported_from": Text()})
 
 SCENARIO = Fields({}, optional={
     "splits": MapOf(Fields({"seed": Whole(), "train": ListOf(Text()), "test": ListOf(Text())})),

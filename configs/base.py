@@ -291,16 +291,25 @@ class Command:
     warnings: list[str]
     named: bool
     """Whether the experiment was named, or is the default."""
+    turn_photos: bool = True
+    """Whether photos of one's own are stood upright, as their EXIF says. Runs of older versions did not do so, and go
+    on as they began."""
 
 
 def build_parser(experiment: Experiment | None = None, groups: dict[str, list[Option]] = GROUPS,
-                 program: str = "main.py") -> argparse.ArgumentParser:
-    """The parser, its help showing the defaults of `experiment`. Options not given are absent from its result."""
+                 program: str = "main.py", words: str = "[EXPERIMENT]",
+                 about: str = "Learning to Prompt for continual learning. Experiments: main.py --list.",
+                 ) -> argparse.ArgumentParser:
+    """The parser, its help showing the defaults of `experiment`. Options not given are absent from its result.
+
+    Args:
+        words: what stands before the options, for the help.
+        about: what the program does, for the help.
+    """
     parser = _Parser(
-        prog=program, usage=f"{program} [EXPERIMENT] [--option value ...]", allow_abbrev=False,
+        prog=program, usage=f"{program} {words} [--option value ...]", allow_abbrev=False,
         argument_default=argparse.SUPPRESS, formatter_class=lambda prog: argparse.HelpFormatter(prog, width=120),
-        description="Learning to Prompt for continual learning. Experiments: main.py --list. "
-                    "Options take - and _ alike; booleans: --flag, --no-flag, --flag true, --flag false.")
+        description=f"{about} Options take - and _ alike; booleans: --flag, --no-flag, --flag true, --flag false.")
     defaults = default_options(experiment)
     for title, options in groups.items():
         group = parser.add_argument_group(title)
@@ -360,6 +369,33 @@ def split_off(argv: Sequence[str], groups: dict[str, list[Option]], program: str
     return {option.name: option.default for group in groups.values() for option in group} | vars(known), rest
 
 
+def words_and_options(argv: Sequence[str], groups: dict[str, list[Option]],
+                      program: str) -> tuple[list[str], dict[str, Any]]:
+    """The plain words of a command line whose only options are those in `groups`, and the values of these.
+
+    Raises:
+        InputError: an unknown option, or a value that one does not accept.
+    """
+    options, words = split_off(argv, groups, program)
+    for word in words:
+        if word.startswith("-"):
+            raise InputError(_unknown(word, options, program))
+    return words, options
+
+
+def typed(option: Option, value: Any) -> Any:
+    """A value from elsewhere as the command line would give it: numbers of the option's type, a list where it takes
+    several. Raises ValueError for one that the option does not accept."""
+    several = isinstance(value, list | tuple)
+    try:
+        parts = [option.type(str(part)) for part in (value if several else [value])]
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(str(error)) from error
+    if several != (option.nargs not in (None, "?")) or (option.choices and set(parts) - set(option.choices)):
+        raise ValueError(f"{value!r} is none of its values")
+    return parts if several else parts[0]
+
+
 def accepts(option: Option, value: Any) -> bool:
     """Whether `value`, read from a file, is one that the command line could have given to `option`."""
     if value == option.default and isinstance(value, bool) == isinstance(option.default, bool):
@@ -416,7 +452,7 @@ def _underscores(word: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
-def _unknown(word: str, names: Collection[str]) -> str:
+def _unknown(word: str, names: Collection[str], program: str = "main.py") -> str:
     if not word.startswith("-"):
         return f"unexpected word {word!r}: the experiment comes first, and every other word belongs to an option."
     typed = word.partition("=")[0]
@@ -424,7 +460,7 @@ def _unknown(word: str, names: Collection[str]) -> str:
     begun = [name] if name in names else [option for option in names if name and option.startswith(name)][:3]
     near = begun or difflib.get_close_matches(name, names, n=2, cutoff=0.7)
     return f"unknown option {typed}: " + (
-        f"did you mean {' or '.join('--' + n for n in near)}?" if near else "main.py --help prints them all.")
+        f"did you mean {' or '.join('--' + n for n in near)}?" if near else f"{program} --help prints them all.")
 
 
 # The official program's config names and fields, and ours.

@@ -7,7 +7,7 @@ from continual_datasets.batches import Batch, Batches
 from continual_datasets.class_orders import is_drawn, read_class_order
 from continual_datasets.images import LabelledImages, images_in_files, images_in_memory
 from continual_datasets.manifest import manifest_bytes
-from continual_datasets.readers import CATALOGUE, names_of
+from continual_datasets.readers import CATALOGUE, OWN_FOLDER, names_of
 from continual_datasets.replay import with_replay
 from continual_datasets.scenario import (
     CLASS_INCREMENTAL,
@@ -32,17 +32,24 @@ __all__ = ["Batch", "Batches", "GaussianSchedule", "LabelledImages", "Scenario",
 def build_scenario(dataset: str, data_path: str, *, download: bool, num_tasks: int | None, shuffle: bool, seed: int,
                    subsample: int | None, subsample_test: int | None, classes_per_task: int | None = None,
                    class_order: str | None = None, schedule: GaussianSchedule | None = None, task_inc: bool = False,
-                   replay_per_class: int = 0, all_at_once: bool = False) -> Scenario:
+                   replay_per_class: int = 0, all_at_once: bool = False, turn_photos: bool = True) -> Scenario:
     """Read `dataset` from `data_path` and make its tasks, sessions or episodes.
 
     A list of data sets gives a task for each; one with sessions, a task for each session; any other is split by class,
     or, with a `schedule`, becomes a stream without tasks.
+
+    Args:
+        turn_photos: stand the photos of one's own folder upright, as their EXIF says. Published data sets are read as
+            torchvision does, which turns none.
 
     Raises:
         InputError: an unknown data set, missing or unusable files, classes that cannot be shared out as asked.
     """
     names = names_of(dataset)
     data = [CATALOGUE[name](data_path, download, seed) for name in names]
+    for name, each in zip(names, data, strict=True):
+        if name == OWN_FOLDER:
+            each.train.store.turned = each.test.store.turned = turn_photos
     data = [_subsampled(each, subsample, subsample_test) for each in data]
     if len(data) == 1 and isinstance(data[0], Dataset):
         order = read_class_order(class_order, data[0].class_names, shuffle, seed)
@@ -78,7 +85,7 @@ def build_scenario(dataset: str, data_path: str, *, download: bool, num_tasks: i
     record = _record(names, data)
     if class_order is not None and not is_drawn(class_order):
         record["class_order"] = [scenario.class_names[c] for c in order]
-    return replace(scenario, record=record)
+    return replace(scenario, record=record, turn_photos=turn_photos)
 
 
 def _subsampled(data: Dataset | Sessions, train: int | None, test: int | None) -> Dataset | Sessions:

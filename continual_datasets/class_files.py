@@ -9,7 +9,7 @@ from errors import InputError
 
 
 @dataclass
-class _Files:
+class FilesBelow:
     """What lies in a folder and the folders in it; paths."""
 
     images: list[str] = field(default_factory=list)
@@ -31,7 +31,7 @@ def files_by_class(data_path: str, folder: Path) -> tuple[dict[str, list[str]], 
     if annotations.is_file():
         return _annotated(data_path, folder, annotations), ()
     by_class: dict[str, list[str]] = {}
-    left_out, strays, empty = _Files(), [], []
+    left_out, strays, empty = FilesBelow(), [], []
     before = os.path.join(folder, "")
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.is_dir() and is_system_name(path.name):
@@ -42,7 +42,7 @@ def files_by_class(data_path: str, folder: Path) -> tuple[dict[str, list[str]], 
         if holds_parts(path):
             raise InputError(f"--data_path {data_path}: {path} holds training and test images of its own; give that "
                              "folder, or put train/ and test/ above the folders of classes.")
-        found = _files_below(path)
+        found = files_below(path)
         left_out.others += found.others
         left_out.system += found.system
         left_out.irregular += found.irregular
@@ -63,7 +63,7 @@ def files_by_class(data_path: str, folder: Path) -> tuple[dict[str, list[str]], 
     return by_class, _notes(folder, left_out, empty)
 
 
-def _notes(folder: Path, left_out: _Files, empty: list[str]) -> tuple[str, ...]:
+def _notes(folder: Path, left_out: FilesBelow, empty: list[str]) -> tuple[str, ...]:
     notes = []
     if left_out.others:
         notes.append(f"{len(left_out.others)} file(s) in {folder} are no images by their ending and are left out, "
@@ -76,9 +76,9 @@ def _notes(folder: Path, left_out: _Files, empty: list[str]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _files_below(folder: Path) -> _Files:
+def files_below(folder: Path) -> FilesBelow:
     """Those that links lead to as well; of a circle of links, each folder once."""
-    found, seen, waiting = _Files(), set(), [str(folder)]
+    found, seen, waiting = FilesBelow(), set(), [str(folder)]
     start = os.path.realpath(folder)
     while waiting:
         where = waiting.pop()

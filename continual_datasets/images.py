@@ -58,13 +58,16 @@ class Pixels(Store):
 class Files(Store):
     """Images of any sizes, in files that are read when a batch needs them."""
 
-    def __init__(self, root: str, names_S: np.ndarray):
-        """`root`: the folder that `names_S` start from; str, with `/` between folders on every system."""
+    def __init__(self, root: str, names_S: np.ndarray, turned: bool = False):
+        """`root`: the folder that `names_S` start from; str, with `/` between folders on every system.
+
+        `turned`: pictures are stood upright, as their EXIF says.
+        """
         super().__init__()
-        self.root, self.names_S = root, names_S
+        self.root, self.names_S, self.turned = root, names_S, turned
 
     def path(self, position: int) -> str:
-        return os.path.join(self.root, self.names_S[position])
+        return os.path.join(self.root, str(self.names_S[position]))
 
     def size(self, position: int) -> int:
         return Path(self.path(position)).stat().st_size
@@ -142,6 +145,6 @@ def images_in_memory(pixels_NHWC: np.ndarray, labels_N: np.ndarray) -> LabelledI
     return LabelledImages(Pixels(pixels_NHWC), np.arange(len(labels_N)), labels_N)
 
 
-def images_in_files(root: str, names_N: np.ndarray, labels_N: np.ndarray) -> LabelledImages:
-    """Labelled images in the files `names_N` of the folder `root`."""
-    return LabelledImages(Files(root, names_N), np.arange(len(labels_N)), labels_N)
+def images_in_files(root: str, names_N: np.ndarray, labels_N: np.ndarray, turned: bool = False) -> LabelledImages:
+    """Labelled images in the files `names_N` of the folder `root`; `turned`: stood upright, as their EXIF says."""
+    return LabelledImages(Files(root, names_N, turned), np.arange(len(labels_N)), labels_N)

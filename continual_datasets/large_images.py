@@ -17,7 +17,7 @@ from itertools import repeat
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -31,27 +31,64 @@ PIECE = 16  # images that one worker makes at a time: all workers join in the fi
 PIECES_AHEAD = 4  # of each worker
 
 
-def read_picture(path: str) -> Image.Image:
-    """An image file in RGB, not turned by what its EXIF says and without its transparency, as torchvision reads it.
+class UnreadableImageError(InputError):
+    """A file that is no image; `what` names it and says why, without what to do about it in a run."""
 
-    16-bit grey is scaled to 8 bits, which Pillow itself would cut off at 255.
+    def __init__(self, what: str):
+        super().__init__(f"--data_path: {what}; copy it anew and go on with --resume, or remove it and begin anew.")
+        self.what = what
+
+
+def read_picture(path: str, turned: bool = False) -> Image.Image:
+    """An image file as `in_rgb` makes it.
 
     Raises:
-        InputError: there is no such file, it cannot be decoded, or its pixels are not 8-bit or 16-bit numbers.
+        UnreadableImageError: there is no such file, it cannot be decoded, or its pixels are 32-bit numbers.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ValueError("it is a named pipe, a device or the like, and no file")  # to open it may wait for ever
-        with Image.open(path) as image:
-            # Of a PGM with more than 8 bits, Pillow makes 32-bit numbers from 0 to 65535, whatever its own white is.
-            if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-                image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
-            if image.mode in ("I", "F"):
-                raise ValueError("its pixels are 32-bit numbers, of which nobody knows the white: save it with 8 bits")
-            return image.convert("RGB")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Corrupt EXIF data")  # the picture itself is good
+            with Image.open(path) as image:
+                return in_rgb(image, turned)
     except Exception as error:  # each of Pillow's decoders has its own for damaged bytes
-        raise InputError(f"--data_path: {path} cannot be read as an image ({' '.join(str(error).split())}); copy it "
-                         "anew and go on with --resume, or remove it and begin anew.") from error
+        raise UnreadableImageError(f"{path} cannot be read as an image ({' '.join(str(error).split())})") from error
+
+
+def in_rgb(image: Image.Image, turned: bool) -> Image.Image:
+    """A picture in RGB, without its transparency. 16-bit grey is scaled to 8 bits, which Pillow would cut off at 255.
+
+    Args:
+        turned: stand it upright, as its EXIF says (phones store most photos lying); otherwise it stays as it is
+            stored, which is how torchvision reads it.
+
+    Raises:
+        ValueError: its pixels are 32-bit numbers.
+    """
+    image.load()  # before its EXIF is looked at: a TIFF is turned by Pillow itself, which then takes the note out
+    turn = _turn(image) if turned else None
+    # Of a PGM with more than 8 bits, Pillow makes 32-bit numbers from 0 to 65535, whatever its own white is.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("its pixels are 32-bit numbers, of which nobody knows the white: save it with 8 bits")
+    image = image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
+
+
+_TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+          8: Image.Transpose.ROTATE_90}
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What stands the picture upright; None where its EXIF says nothing, or is damaged."""
+    try:
+        # Not ImageOps.exif_transpose: that writes the EXIF anew, which fails where another entry of it is damaged.
+        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # whatever damaged bytes make of Pillow: the picture itself is good
+        return None
 
 
 class Decoder:
@@ -77,17 +114,30 @@ class Decoder:
         Raises:
             InputError: a file cannot be read; the text names it.
         """
+        for pieces in self._pieces(images, positions, draws):
+            yield [_whole(piece) for piece in pieces]
+
+    def readable(self, images: LabelledImages, positions: Sequence[Tensor]) -> Iterator[tuple[Tensor, dict[int, str]]]:
+        """As `batches`, cut for evaluation, but without the files that cannot be read: pixels `[<= B, 3, S, S]`, and
+        for each other position in the batch which file it is and why."""
+        for pieces in self._pieces(images, positions, None):
+            unreadable = {number * PIECE + place: what for number, piece in enumerate(pieces)
+                          for place, what in piece.unreadable.items()}
+            yield torch.cat([piece.tensor() for piece in pieces]), unreadable
+
+    def _pieces(self, images: LabelledImages, positions: Sequence[Tensor],
+                draws: Sequence[Tensor] | None) -> Iterator[list["_Piece"]]:
         loader = self._idle.pop() if self._idle else self._start()
         cuts = [None] * len(positions) if draws is None else draws
         loader.sampler.orders = (
-            (images.paths(piece_B.numpy()), None if piece_BU is None else piece_BU.numpy())
+            (images.paths(piece_B.numpy()), images.store.turned, None if piece_BU is None else piece_BU.numpy())
             for index_B, draws_BU in zip(positions, cuts, strict=True)
             for piece_B, piece_BU in zip(index_B.split(PIECE), repeat(None) if draws_BU is None
                                          else draws_BU.split(PIECE), strict=False))
         try:
             made = self._began(loader)
             for index_B in positions:
-                yield [_raised(next(made)) for _ in index_B.split(PIECE)]
+                yield [next(made) for _ in index_B.split(PIECE)]
         finally:
             self._idle.append(loader)
 
@@ -138,23 +188,26 @@ class _Orders:
 
 
 class _Cutter(TorchDataset):
-    """Runs in the workers: (paths, uniform numbers or None) -> pixels, or what is wrong with a file."""
+    """Runs in the workers: (paths, whether to turn them, uniform numbers or None) -> pixels, and what is wrong."""
 
     def __init__(self, train_transform: TrainTransform, eval_transform: EvalTransform):
         self.train_transform, self.eval_transform = train_transform, eval_transform
 
-    def __getitem__(self, order: tuple[list[str], np.ndarray | None]) -> "_Piece | str":
-        paths, draws_BU = order
-        try:
-            pictures = map(read_picture, paths)
+    def __getitem__(self, order: tuple[list[str], bool, np.ndarray | None]) -> "_Piece":
+        paths, turned, draws_BU = order
+        cut, unreadable = [], {}
+        for place, path in enumerate(paths):
+            try:
+                picture = read_picture(path, turned)
+            except UnreadableImageError as error:
+                unreadable[place] = error.what  # an exception would come out with the worker's stack in its text
+                continue
             if draws_BU is None:
-                cut = [self.eval_transform.of_picture(picture) for picture in pictures]
+                cut.append(self.eval_transform.of_picture(picture))
             else:
-                cut = [self.train_transform.of_picture(picture, draws_U)
-                       for picture, draws_U in zip(pictures, torch.from_numpy(draws_BU), strict=True)]
-            return _Piece(torch.stack(cut).numpy())
-        except InputError as error:
-            return str(error)  # an exception would come out with the worker's stack in its text
+                cut.append(self.train_transform.of_picture(picture, torch.from_numpy(draws_BU[place])))
+        side = self.eval_transform.input_size
+        return _Piece(torch.stack(cut).numpy() if cut else np.empty((0, 3, side, side), np.uint8), unreadable)
 
 
 @dataclass(frozen=True)
@@ -162,21 +215,23 @@ class _Piece:
     """Pixels on their way from a worker, through a pipe: torch would send a tensor through /dev/shm, which in a
     container is often smaller than a few batches, and then nobody tells the program that waits."""
 
-    pixels_BCHW: np.ndarray
+    pixels_BCHW: np.ndarray | Tensor
+    unreadable: dict[int, str]
+    """Of the files that are left out: place in the piece -> which it is, and why."""
 
     def tensor(self) -> Tensor:
-        return torch.from_numpy(self.pixels_BCHW)
+        return torch.as_tensor(self.pixels_BCHW)
 
-    def pin_memory(self) -> Tensor:
+    def pin_memory(self) -> "_Piece":
         """Called by the DataLoader's thread, where `pin_memory` is set."""
-        return self.tensor().pin_memory()
+        return _Piece(self.tensor().pin_memory(), self.unreadable)
 
 
-def _as_it_is(made: _Piece | str) -> _Piece | str:
+def _as_it_is(made: _Piece) -> _Piece:
     return made
 
 
-def _raised(made: Tensor | _Piece | str) -> Tensor:
-    if isinstance(made, str):
-        raise DamagedFileError(made)
-    return made.tensor() if isinstance(made, _Piece) else made
+def _whole(piece: _Piece) -> Tensor:
+    for what in piece.unreadable.values():
+        raise DamagedFileError(str(UnreadableImageError(what)))
+    return piece.tensor()

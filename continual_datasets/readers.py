@@ -42,6 +42,7 @@ def read_glyphs(data_path: str, download: bool = False, seed: int = 0, *, style:
                    tuple(f"glyph {class_id}" for class_id in GLYPH_CLASSES))
 
 
+OWN_FOLDER = "Split-Folder"
 CATALOGUE: dict[str, Reader] = {
     "Split-CIFAR100": read_cifar100,
     "Split-Glyphs": partial(read_glyphs, style=CHALK),
@@ -72,7 +73,7 @@ CATALOGUE: dict[str, Reader] = {
         read_folder, names=("tiny-imagenet-200",), test_kinds=("val",),
         page="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
         layout="tiny-imagenet-200/train/WNID/images/*.JPEG and tiny-imagenet-200/val/ as published"),
-    "Split-Folder": read_folder,
+    OWN_FOLDER: read_folder,
     "Split-NPZ": read_npz,
     "CORe50": read_core50,
 }

@@ -87,6 +87,8 @@ class Scenario:
     """Sentences for the user: what was left out of the data."""
     record: dict[str, Any] = field(default_factory=dict)
     """What of the scenario no option tells, for those who want it again: plain values."""
+    turn_photos: bool = True
+    """Whether photos of one's own are stood upright, as their EXIF says."""
     stream: Any = None
     """Of a stream without tasks: what was drawn for it (`streams.Stream`)."""
     joint_of: tuple[Task, ...] = ()

@@ -23,23 +23,32 @@ from models.weights import (
     resolve_model_name,
 )
 from prompt import Host, PromptMethod
-from prompt_methods import build_prompt_method
+from prompt_methods import build_prompt_method, options_of
 from utils import random_generator
 
 __all__ = ["PromptedViT", "QueryCache", "backbone_fingerprint", "build_model", "model_normalisation",
            "resolve_model_name"]
 
 
+# What `build_model` reads besides the options of the prompt method.
+MODEL_OPTIONS = ("model", "input_size", "pretrained", "init_checkpoint", "drop", "drop_path", "freeze", "head",
+                 "random_features", "align", "align_samples", "align_epochs", "align_lr", "align_covariance",
+                 "head_type", "head_init", "adapt", "seed", "prompt_method", "prompt_pos_embed", "embedding_key")
+
+
 def build_model(options: dict[str, Any], num_classes: int, num_tasks: int | None) -> PromptedViT:
     """The model that the options describe, on the CPU, every parameter in place.
 
     Args:
+        options: by the names of main.py's; `configs.base.default_options()` has all of them.
         num_tasks: how many tasks training goes through; None where it is not told of tasks.
 
     Raises:
-        InputError: a model that is not a timm VisionTransformer or lacks what the options need; unusable weights.
+        InputError: options that are missing; a model that is not a timm VisionTransformer or lacks what the options
+            need; unusable weights.
     """
     o = options
+    check_nothing_is_missing(o)
     shape = build_without_weights(resolve_model_name(o["model"])[0])
     prompt = build_prompt(o, shape, num_tasks) if isinstance(shape, VisionTransformer) else None
     reads_cls = options_that_read_cls(o, prompt)
@@ -59,6 +68,15 @@ def build_model(options: dict[str, Any], num_classes: int, num_tasks: int | None
     check_freeze_words(model, o["freeze"])
     check_what_trains(model, o)
     return model
+
+
+def check_nothing_is_missing(o: dict[str, Any]) -> None:
+    missing = [name for name in MODEL_OPTIONS if name not in o]
+    if "prompt_method" in o:
+        missing += [name for name in options_of(o["prompt_method"]) if name not in o]
+    if missing:
+        raise InputError(f"a model cannot be built without the options {', '.join(missing)}: add them, as by "
+                         "configs.base.default_options() | {...}.")
 
 
 def options_that_read_cls(o: dict[str, Any], prompt: PromptMethod | None) -> list[str]:

@@ -152,7 +152,8 @@ def _unpickle_tensors(path: Path) -> object:
         if "argparse.Namespace" in str(error):
             raise InputError(
                 f"--init_checkpoint {path} is a training checkpoint with its argparse options inside, such as "
-                "task1_checkpoint.pth of the PyTorch L2P code: give the weights of the backbone alone."
+                "task1_checkpoint.pth of the PyTorch L2P code: give the weights of the backbone alone, or make a run "
+                "of its folder with import_run.py."
             ) from error
         if "GLOBAL" in str(error):
             raise InputError(

@@ -8,6 +8,7 @@ where the words of the command line are.
 import importlib
 import inspect
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import prompt
@@ -22,6 +23,15 @@ def build_prompt_method(name: str, options: Mapping[str, Any], host: Host) -> Pr
     """
     if name == "none":
         return NoPrompts()
-    module = prompt if name == "l2p" else importlib.import_module(f"{__name__}.{name}")
-    wanted = [parameter for parameter in inspect.signature(module.build).parameters if parameter != "host"]
-    return module.build(host, **{option: options[option] for option in wanted})
+    return _module(name).build(host, **{option: options[option] for option in options_of(name)})
+
+
+def options_of(name: str) -> list[str]:
+    """The names of the options that the prompt method `name` takes."""
+    if name == "none":
+        return []
+    return [parameter for parameter in inspect.signature(_module(name).build).parameters if parameter != "host"]
+
+
+def _module(name: str) -> ModuleType:
+    return prompt if name == "l2p" else importlib.import_module(f"{__name__}.{name}")
