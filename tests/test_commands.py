@@ -45,7 +45,7 @@ def readme_commands() -> list[list[str]]:
     """The blocks of the README and of docs/ that run the program, each a list of command lines, every block once."""
     texts = [page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
     blocks = [block for text in texts for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
-    commands = [[line for line in block.splitlines() if "main.py" in line] for block in blocks]
+    commands = [[line for line in block.splitlines() if "main.py" in line or "predict.py" in line] for block in blocks]
     return [list(lines) for lines in dict.fromkeys(map(tuple, commands)) if lines]
 
 
@@ -59,13 +59,15 @@ def test_readme_commands(block, cifar100, photos, tmp_path):
     for line in block:
         words = [str(cifar100) if re.fullmatch(r"\.?/local_datasets/?", word) else word for word in shlex.split(line)]
         words = [str(photos) if word == "./photos" else word for word in words]
-        words = [str(ROOT / "main.py") if word == "main.py" else word for word in words]
+        words = [str(photos / "thing 03") if word == "./new_photos" else word for word in words]
+        words = [str(ROOT / word) if word in ("main.py", "predict.py") else word for word in words]
         if words[0] == "torchrun":
             words[0:1] = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         else:
             assert words[0] == "python"
             words[0] = sys.executable
-        extra = [] if "--eval" in words else [*map(str, QUICK)]
+        predicts = str(ROOT / "predict.py") in words
+        extra = [] if "--eval" in words or predicts else [*map(str, QUICK)]
         done = subprocess.run([*words, *extra], cwd=tmp_path, env=environment(cifar100), capture_output=True, text=True,
                               timeout=250)
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
