@@ -71,6 +71,9 @@ def test_readme_commands(block, cifar100, photos, tmp_path):
         done = subprocess.run([*words, *extra], cwd=tmp_path, env=environment(cifar100), capture_output=True, text=True,
                               timeout=250)
         assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        if predicts:
+            assert done.stdout.count("thing") >= 5, "an answer for each of the five photos"
+            continue
         assert "after task 10/10" in done.stdout
         written = "eval_summary.json" if "--eval" in words else "config.json"
         assert list((tmp_path / "output").rglob(written)) or "--output_dir" in line
