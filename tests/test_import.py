@@ -101,6 +101,9 @@ def test_a_run_and_its_numbers(small, tmp_path, capsys):
     assert options["lr"] == 0.01 * 256 / 4, "it saves the rate that it trained with; ours is for a batch of 256"
     assert (options["decay_epochs"], options["opt_betas"]) == (30.0, [0.9, 0.999])
     assert options["init_checkpoint"] == str(tmp_path / "run" / "backbone.safetensors")
+    assert options["output_dir"] == str(tmp_path / "run")
+    manifests = [(folder / "manifest.json.gz").read_bytes() for folder in (small.run, tmp_path / "run")]
+    assert manifests[0] == manifests[1]
     assert predict.main([str(tmp_path / "run"), str(write_picture(tmp_path)), "--num_workers", "0"]) == 0
     assert "after task 2 of 2, 4 of 4 classes seen" in capsys.readouterr().out
     code, errors = take(capsys, small, tmp_path / "run")
