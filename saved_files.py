@@ -143,9 +143,11 @@ def last(run: Run) -> Fields:
 def training_state(example: dict[str, Any]) -> Fields:
     """The states of optimizer and schedule; `example`: those of the same options after a step.
 
-    A parameter that never had a gradient has no state. Other versions of torch and timm may save more, or less.
+    A parameter that never had a gradient has no state, and a schedule that never took a step no last metric. Other
+    versions of torch and timm may save more, or less.
     """
-    schedule = Items(tuple(Fields({}, like(part).required) for part in example["schedule"]))
+    schedule = Items(tuple(Fields({}, {name: OrNone(kind) for name, kind in like(part).required.items()})
+                           for part in example["schedule"]))
     if example["optimizer"] is None:
         return Fields({"optimizer": Exactly(None), "schedule": schedule})
     states = {index: Fields(like(state).required) for index, state in example["optimizer"]["state"].items()}

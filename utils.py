@@ -271,8 +271,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         content = torch.load(io.BytesIO(body if ours else data), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch says of it, it is not what `checkpoint_bytes` made
         raise InputError(f"{path} is not a checkpoint of this program, or is cut short; a task1_checkpoint.pth of the "
-                         "PyTorch re-implementation carries pickled code and is not read: train anew here, or take "
-                         "its backbone weights with --init_checkpoint.") from error
+                         "PyTorch re-implementation carries pickled code and is not read here: import_run.py makes a "
+                         "run of it.") from error
     if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
         raise InputError(f"{path} is not a checkpoint of this program: give the --output_dir of a run made here.")
     return content

@@ -41,7 +41,7 @@ NUMBERS = ["0", "1", "2", "3", "4", "5", "8", "12", "0.001", "0.1", "0.3", "0.5"
            str(2**63 - 1)]
 COSTLY = {  # what more is allowed, and takes long, is no fault
     "epochs", "input_size", "length", "num_workers", "gaussian_episodes", "gaussian_steps", "batch_size", "size",
-    "replay_per_class"}
+    "replay_per_class", "random_features"}
 SLOW = {"compile", "speed_test", "speed_test_only"}  # never true: a minute for the smallest model
 
 
@@ -64,6 +64,9 @@ def draw_command(seed: str) -> list[str]:
         del base["num_tasks"]
     if any(name.startswith("gaussian_") for name in chosen) and draw.random() < 0.7:
         base = base | TINY_STREAM | {"schedule": "gaussian", "num_tasks": "none"}
+    defaults = load_experiment(experiment).defaults if experiment else {}
+    if given.get("head", [defaults.get("head")]) == ["ridge"]:
+        base["random_features"] = "20"  # of 10,000, which take their time
     words = [experiment] if experiment else []
     words += command_words({name: value for name, value in base.items() if name not in given})
     for name, values in given.items():

@@ -66,6 +66,8 @@ class Method:
         return self.name
 
 
+RIDGE = ("head.weights_MK", "head.seen_K", "head.ridge")
+NO_TASKS = "--schedule gaussian has no tasks, of which other options need to know: add"
 VOTE = f"batch vote over {BATCH}"
 METHODS = [
     Method("l2p", ("cifar100_l2p", *L2P), lambda: pool(5, 2), VOTE, chooses=True, queries=True),
@@ -82,16 +84,24 @@ METHODS = [
                "prompt.prompt_keys_MYPHE": TASKS * 2 * 3 * WIDTH, "prompt.prompt_values_MYPHE": TASKS * 2 * 3 * WIDTH,
                "prompt.keys_MD": TASKS * WIDTH},
            VOTE, chooses=True, queries=True,
-           in_a_stream="--prompt_method dualprompt trains prompts of a task, and --schedule gaussian has no tasks"),
+           in_a_stream=f"{NO_TASKS} --prompt_method l2p"),
     Method("coda", ("cifar100_coda", "--prompt_layers", 0, 3, "--size", 7, "--length", 4),
            lambda: linear_head() | {"prompt.prompts_YMLD": 2 * 7 * 4 * WIDTH, "prompt.keys_YMD": 2 * 7 * WIDTH,
                                     "prompt.attention_YMD": 2 * 7 * WIDTH},
            "prompts weighted per image", buffers=("prompt.bounds",), queries=True,
-           in_a_stream="--prompt_method coda trains prompts of a task, and --schedule gaussian has no tasks"),
+           in_a_stream=f"{NO_TASKS} --prompt_method l2p"),
     Method("oneprompt", ("cifar100_oneprompt", "--prompt_layers", 2, 3, "--length", 4),
            lambda: linear_head() | prefixes("general", 2 * 5) | prefixes("special", 2 * 4)),
     Method("no prompts", ("cifar100_linear",), linear_head),
     Method("class means", ("cifar100_ncm",), dict, buffers=("head.sums_KD", "head.counts_K"),
-           in_a_stream="--schedule gaussian has no tasks, of which other options need to know: add --head linear"),
+           in_a_stream=f"{NO_TASKS} --head linear"),
+    Method("ridge", ("cifar100_ranpac", "--random_features", 20), dict, buffers=RIDGE,
+           in_a_stream=f"{NO_TASKS} --head linear"),
+    Method("l2p, then ridge", ("cifar100_l2p", *L2P, "--head", "ridge", "--random_features", 20, "--adapt", "first"),
+           lambda: {name.replace("head.", "head.classifier."): size for name, size in pool(5, 2).items()}, VOTE,
+           buffers=RIDGE, chooses=True, queries=True,
+           in_a_stream=f"{NO_TASKS} --head linear"),
+    Method("aligned", ("cifar100_linear", "--align", "--align_samples", 9, "--align_epochs", 1), linear_head,
+           in_a_stream=f"{NO_TASKS} --no-align"),
     Method("fine-tuning", ("cifar100_finetune",), lambda: linear_head() | whole_backbone(), frozen=False),
 ]

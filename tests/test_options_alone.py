@@ -78,7 +78,7 @@ def test_compile_where_there_is_no_compiler(lab, tmp_path):
     assert done.returncode == 2
     assert "--compile: torch cannot compile here" in done.stderr
     assert re.search("^--compile: torch makes kernels for batches of 4 now; .* later runs find them in /", done.stdout)
-    assert done.stdout == ""
+    assert len(done.stdout.splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -280,7 +280,7 @@ def test_dist_timeout(lab):
     assert (done.returncode, done.stdout) == (2, "")
     assert "main.py: error: --dist_url env:// (MASTER_ADDR=127.0.0.1 MASTER_PORT=9): the 2 processes could not meet " \
            "there" in done.stderr
-    assert re.search("timed out after 1s|[Tt]imeout.* 1000 ?ms", done.stderr), done.stderr
+    assert re.search("timed out after 1s|timed out after 1000 ?ms|[Tt]imeout.* 1000 ?ms", done.stderr), done.stderr
 
 
 OWN_TESTS: dict[str, Callable] = {
