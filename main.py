@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None, stop_signals: Sequence[int] = ()) ->
         complain(f"error: {error}; what was saved before is still good.")
         return 1
     except KeyboardInterrupt:
-        complain("interrupted; the same command with --resume continues from the last checkpoint.")
+        complain("interrupted; the same command with --resume continues from the last checkpoint, if there is one.")
         return 130
     except RuntimeError as error:
         from utils import tells_of_a_lost_process, tells_of_a_lost_worker, without_places

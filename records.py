@@ -79,6 +79,7 @@ def opening_lines(config: dict[str, Any], scenario: Scenario, notes: Iterable[st
         *([] if lr is None else [
             f"learning rate {options['lr']:g} given for 256 images in a step, {lr:g} used for those of this run"]),
         *_few_images(scenario),
+        f"weights of the ViT: {_weights(options)}",
         _class_line(scenario.class_names),
     ] + [note for note in notes if note]
 
@@ -89,6 +90,12 @@ def _few_images(scenario: Scenario) -> list[str]:
         return []
     return [f"the smallest test set has {fewest} image(s): one of them is {100 / fewest:.1f} points of its Acc@1, so "
             "small differences mean nothing"]
+
+
+def _weights(options: dict[str, Any]) -> str:
+    if options["init_checkpoint"]:
+        return f"from {options['init_checkpoint']}"
+    return "pretrained, as its name says" if options["pretrained"] else "random, nothing was pretrained"
 
 
 def _class_line(names: tuple[str, ...], shown: int = 10) -> str:

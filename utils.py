@@ -270,9 +270,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(io.BytesIO(body if ours else data), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever torch says of it, it is not what `checkpoint_bytes` made
-        raise InputError(f"{path} is not a checkpoint of this program, or is cut short; a task1_checkpoint.pth of the "
-                         "PyTorch re-implementation carries pickled code and is not read here: import_run.py makes a "
-                         "run of it.") from error
+        if "argparse.Namespace" in str(error):
+            raise InputError(f"{path} holds pickled options, as a task1_checkpoint.pth of the PyTorch "
+                             "re-implementation does, and is not read here: import_run.py makes a run of it."
+                             ) from error
+        raise InputError(f"{path} is not a checkpoint of this program, or is cut short: put a copy back.") from error
     if not isinstance(content, dict) or content.get("format") != CHECKPOINT_FORMAT:
         raise InputError(f"{path} is not a checkpoint of this program: give the --output_dir of a run made here.")
     return content

@@ -235,7 +235,7 @@ GROUPS: dict[str, list[Option]] = {
         _o("prompt_choice", str, "nearest", "l2p: the prompts of the nearest keys; or, as controls, random ones or the "
            "first ones for every image, without keys and query", ("nearest", "random", "fixed")),
         _o("size", integer(1, 10_000), 10, "prompts in the pool, M"),
-        _o("length", integer(1, 1_000), 5, "vectors in a prompt, L"),
+        _o("length", integer(1, 1_000), 5, "vectors in a prompt, L; coda: half of them keys, half values"),
         _o("top_k", integer(1, 10_000), 5, "prompts chosen for an image, N"),
         _o("initializer", str, "uniform", "prompts: U(-1, 1), U(0, 0.01), zeros, N(0, 1)", INITIALIZERS),
         _o("prompt_key", boolean, True, "a trained key for every prompt; otherwise the mean of its vectors"),

@@ -200,7 +200,7 @@ def test_damaged_and_foreign_checkpoints(finished, tmp_path, capsys):
         assert re.search("damaged|cut short", refused(capsys, "--eval", "--output_dir", folder))
     # What the PyTorch re-implementation writes: a pickle with argparse's options in it.
     torch.save({"model": {"prompt.prompt": torch.zeros(3)}, "epoch": 4, "args": argparse.Namespace(lr=0.1)}, path)
-    assert "task1_checkpoint.pth of the PyTorch re-implementation" in refused(capsys, "--eval", "--output_dir", folder)
+    assert "import_run.py makes a run of it" in refused(capsys, "--eval", "--output_dir", folder)
     torch.save({"prompts": torch.zeros(3)}, path)
     assert "not a checkpoint of this program" in refused(capsys, "--eval", "--output_dir", folder)
 
