@@ -18,7 +18,8 @@ from fixtures import ROOT
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(shutil.which("sbatch") is None, reason="there is no Slurm here")]
 
-DEMO = ("demo_l2p", "--epochs", "2", "--subsample", "60", "--subsample_test", "20")
+DEMO = ("demo_l2p", "--dataset", "Split-Glyphs", "--lr", "0.005", "--epochs", "2", "--subsample", "60",
+        "--subsample_test", "20")
 IN_THE_MIDDLE = "task 2/5 epoch 1/2 done"
 STARTED = "2 process(es) on cpu"
 RESULTS = ("acc@1", "acc@5", "loss", "forgetting", "backward", "learning_acc", "average_incremental_acc", "per_task",
