@@ -44,7 +44,8 @@ def environment(cifar100: Path, **more: str) -> dict[str, str]:
 def readme_commands() -> list[list[str]]:
     """The blocks of the README and of docs/ that run the program, each a list of command lines, every block once."""
     texts = [page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
-    blocks = [block for text in texts for block in re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
+    fenced = [found for text in texts for found in re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
+    blocks = [block for language, block in fenced if not language]  # those of Python have a test of their own
     commands = [[line for line in block.splitlines() if "main.py" in line or "predict.py" in line] for block in blocks]
     return [list(lines) for lines in dict.fromkeys(map(tuple, commands)) if lines]
 
