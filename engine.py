@@ -48,7 +48,7 @@ class Reporter(Protocol):
     def save(self, name: str, content: dict[str, Any]) -> None: ...
 
 
-NOTHING_SUMMED = {"loss": 0.0, "hits": 0.0, "images": 0.0}
+SUMMED = ("loss", "hits", "images")
 
 
 @dataclass
@@ -62,8 +62,9 @@ class RunState:
     epoch: int = 0
     step: int = 0
     """Where training goes on: `epoch` epochs of `task` are done, and `step` steps of the next."""
-    sums: list[float] = field(default_factory=lambda: list(NOTHING_SUMMED.values()))
-    """Loss, hits and images of those steps, over all processes."""
+    sums: list[list[float]] = field(default_factory=list)
+    """Loss, hits and images of those steps in each process: added in another order, they would be rounded differently.
+    """
     prompts_RM: list[list[int]] | None = None
     """How often each prompt was chosen for each test set, at the last evaluation."""
     train_seconds: float = 0.0
@@ -165,7 +166,7 @@ class Continual:
             data = self.scenario.tasks[run.task].train
             run.images_trained += self.batches.images_per_epoch(data, self._steps)
             self.reporter.epoch(run.task, run.epoch, seconds=time.perf_counter() - started, **values)
-            run.epoch, run.step, run.sums = run.epoch + 1, 0, list(NOTHING_SUMMED.values())
+            run.epoch, run.step, run.sums = run.epoch + 1, 0, []
             self._save_last(run, optimizer, schedule)
             if stop:
                 raise Interrupted(stop)
@@ -179,9 +180,7 @@ class Continual:
         total = self.batches.steps_per_epoch(data, self._steps)
         outside_K = self._outside(self.scenario.tasks[task].classes) if self.recipe.train_mask else None
         learner.train()
-        # Of several processes the main one takes over what was summed before.
-        start = dict(zip(NOTHING_SUMMED, run.sums, strict=True)) if self.processes.is_main else NOTHING_SUMMED
-        sums = Sums(self.device, **start)
+        sums = Sums(self.device, **self._summed_before(run))
         losses: dict[int, Tensor] = {}  # step, counted from 1, -> its loss, until it is looked at
         stop = 0
         lr = optimizer.param_groups[0]["lr"]
@@ -206,11 +205,20 @@ class Continual:
             self.reporter.advance(run.step - first_step)
             if stop and run.step < total:  # after the last step the epoch is finished
                 self._stop_if_parameters_are_not_finite(task, epoch, run.step)
-                run.sums = list(sums.over_processes().values())
+                run.sums = sums.of_each_process()
                 raise Interrupted(stop)
         self._stop_if_parameters_are_not_finite(task, epoch, total)
         loss_mean, acc1 = means(sums.over_processes())
         return {"loss": loss_mean, "acc@1": acc1, "lr": lr}, stop
+
+    def _summed_before(self, run: RunState) -> dict[str, float]:
+        """What this process begins an epoch's sums with; with another number of processes the main one takes all."""
+        summed_RS = torch.tensor(run.sums, dtype=torch.float64).reshape(-1, len(SUMMED))
+        if len(summed_RS) == self.processes.world_size:
+            mine_S = summed_RS[self.processes.rank]
+        else:
+            mine_S = summed_RS.sum(0) * self.processes.is_main
+        return dict(zip(SUMMED, mine_S.tolist(), strict=True))
 
     def _stop_if_parameters_are_not_finite(self, task: int, epoch: int, step: int) -> None:
         """The last step's loss was finite before its update: what the update made must be so too, or it is saved."""

@@ -120,7 +120,7 @@ class Run:
         matrix = Matrix(len(self.evaluated_after), self.num_tests)
         Fields({
             "accuracy": matrix, "per_image": matrix, "task": Whole(0, self.tasks), "epoch": Whole(0, self.epochs),
-            "step": Whole(), "sums": ListOf(Number(), 3), "prompts_RM": OrNone(Table(Whole())),
+            "step": Whole(), "sums": ListOf(ListOf(Number(), 3)), "prompts_RM": OrNone(Table(Whole())),
             "train_seconds": Number(low=0), "eval_seconds": Number(low=0), "images_trained": Whole(),
         }, closed=True).check(value, where)
         done = sum(task < value["task"] for task in self.evaluated_after)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from continual_datasets import Batch
-from utils import sum_over_processes
+from utils import gathered_in_order, sum_over_processes
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,10 @@ class Sums:
     def here(self) -> dict[str, float]:
         """The sums of this process."""
         return dict(zip(self.names, self._values.tolist(), strict=True))
+
+    def of_each_process(self) -> list[list[float]]:
+        """The values of every process, in the order of the processes."""
+        return gathered_in_order(self._values[None], 1).tolist()
 
     def over_processes(self) -> dict[str, float]:
         """The sums over all processes. Call it once: the sums of this process are then gone."""

@@ -13,6 +13,8 @@ from fixtures import write_npz
 from published import class_folders, write_files
 
 from build import scenario_warnings
+from configs import load_experiment
+from configs.base import default_options
 from continual_datasets import LabelledImages, build_scenario, images_in_memory
 from continual_datasets.class_orders import read_class_order
 from continual_datasets.readers import CATALOGUE, FIVE_DATASETS, names_of
@@ -205,7 +207,7 @@ def test_classes_without_images_are_named(part, what):
 
 
 def last_opening_line(names: tuple[str, ...]) -> str:
-    options = dict.fromkeys(("prompt_method", "prompt_pool", "seed", "compile", "num_workers", "pin_mem", "output_dir"))
+    options = default_options(load_experiment("cifar100_l2p"))
     config = {"experiment": "any", "options": options, "protocol": "any", "world_size": 1, "device": "cpu",
               "precision": "fp32", "model": {"name": "any", "parameters": 1, "trainable_parameters": 1}}
     return opening_lines(config, Scenario((), names))[-1]
