@@ -7,11 +7,11 @@ DEMOS := demo_l2p demo_finetune demo_linear
 
 demo: .venv/.installed
 	@for experiment in $(DEMOS); do $(BIN)/python main.py $$experiment --overwrite || exit $$?; done
-	@$(BIN)/python -m demo.compare $(addprefix output/,$(DEMOS))
+	@$(BIN)/python -m reproducing.compared $(addprefix output/,$(DEMOS))
 
-# All methods and baselines on the demo's images, in output/compare: about eight minutes on two idle cores.
+# All methods and baselines on the demo's images, in output/reproduce/demo: about eight minutes on two idle cores.
 compare: .venv/.installed
-	@$(BIN)/python -m demo.compare
+	@$(BIN)/python reproduce.py demo --device cpu
 
 test: lint
 	$(BIN)/python -m pytest

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine import Continual
+from plan import passes_left
+from progress import FIRST_TEST, OBSERVING, TEST, TRAINING, duration
 from training import train_step
 from utils import checkpoint_bytes, peak_memory, sum_over_processes
 
@@ -34,7 +36,8 @@ def measure_speed(continual: Continual, fresh_query_cache: Callable[[], Any]) ->
         "parameters", "trainable_parameters", "checkpoint_bytes"; and "parts": for each its name, images per second over
         all processes (median of repeats), GFLOP per image (2 per multiplication, as torch counts them), the fraction of
         the matmul peak that these come to on one process, and its peak memory in bytes (of the GPU, or of the whole
-        process; None where the system does not tell).
+        process; None where the system does not tell). "whole_run_seconds": what a whole run takes at these speeds,
+        without its start and what a head computes when a task settles.
     """
     startup_seconds = seconds_since_start()
     model, device, world_size = continual.model, continual.device, continual.processes.world_size
@@ -54,7 +57,17 @@ def measure_speed(continual: Continual, fresh_query_cache: Callable[[], Any]) ->
     return {"batch_size": continual.batches.batch_size, "processes": world_size, "startup_seconds": startup_seconds,
             "matmul_peak_tflops": peak / 1e12, "parameters": sum(p.numel() for p in model.parameters()),
             "trainable_parameters": sum(p.numel() for _, p in model.trained_parameters()),
-            "checkpoint_bytes": len(checkpoint_bytes({"model": learned})), "parts": parts}
+            "checkpoint_bytes": len(checkpoint_bytes({"model": learned})), "parts": parts,
+            "whole_run_seconds": whole_run_seconds(continual, parts)}
+
+
+def whole_run_seconds(continual: Continual, parts: list[dict[str, Any]]) -> float:
+    """Seconds of all passes over images of a run that begins, each at the speed of its kind."""
+    rates = {part["name"]: part["images_per_second"] for part in parts}
+    new = rates["evaluation, new task"]
+    kinds = {TRAINING: rates.get("training with its data", new), OBSERVING: new, FIRST_TEST: new,
+             TEST: rates.get("evaluation, task seen before", new)}
+    return sum(work.images / kinds[work.kind] for work in passes_left(continual, continual.new_run()))
 
 
 def parts_of(continual: Continual, fresh_query_cache: Callable[[], Any]
@@ -200,4 +213,5 @@ def format_speed(found: dict[str, Any]) -> str:
         memory = part["peak_memory_bytes"]
         lines.append(f"{part['name']:30}{part['images_per_second']:10.2f}{part['gflop_per_image']:13.2f}"
                      f"{part['fraction_of_peak']:9.1%}{'' if memory is None else f'{memory / 1e6:.0f}':>11}")
+    lines.append(f"a whole run takes about {duration(found['whole_run_seconds'])} at these speeds")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ import pkgutil
 from dataclasses import dataclass
 from typing import Any
 
-NOT_EXPERIMENTS = {"base", "checks", "importing", "launcher", "predicting", "report"}
+NOT_EXPERIMENTS = {"base", "checks", "importing", "launcher", "predicting", "report", "reproducing"}
 DEFAULT_EXPERIMENT = "cifar100_l2p"
 
 

@@ -314,7 +314,7 @@ def build_parser(experiment: Experiment | None = None, groups: dict[str, list[Op
     for title, options in groups.items():
         group = parser.add_argument_group(title)
         for option in options:
-            shown = defaults.get(option.name, option.default)
+            shown = defaults[option.name] if OPTIONS.get(option.name) is option else option.default
             shown = " ".join(map(str, shown)) if isinstance(shown, list) else shown
             about = option.help.replace("%", "%%") + ("" if option.inert else f" [{shown}]")
             if option.type is boolean:

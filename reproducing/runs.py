@@ -1,0 +1,92 @@
+"""The runs of a table: what each would compute, where it lies, and how far it is."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.base import OPTIONS, parse
+from configs.checks import check
+from errors import InputError
+from reproducing.tables import Table
+
+NATURAL = "natural"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One method with one seed, and the folder that it is written to."""
+
+    method: str
+    folder: Path
+    words: tuple[str, ...]
+    """main.py's command line."""
+
+    @property
+    def log(self) -> Path:
+        """What it prints, with that of its earlier starts."""
+        return self.folder.with_name(self.folder.name + ".log")
+
+    @property
+    def command(self) -> str:
+        return shlex.join(["python", "main.py", *self.words])
+
+    def state(self) -> str:
+        """`finished`, `begun` or `not begun`.
+
+        Raises:
+            InputError: the folder holds a finished run of another command line.
+        """
+        summary = self.folder / "summary.json"
+        if not summary.exists():
+            return "begun" if (self.folder / "config.json").exists() else "not begun"
+        try:
+            saved = json.loads(summary.read_text())["config"]["options"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{summary} is damaged: remove the folder, and the run is made again.") from error
+        options = parse(self.words).options
+        changed = [name for name in OPTIONS if not OPTIONS[name].run_only  # a resumed run saves what `auto` came to
+                   and options[name] not in ("auto", saved.get(name))]
+        if changed:
+            raise InputError(f"{self.folder} holds a run with another --{changed[0]} than {self.method!r} has now: "
+                             "remove the folder, or name another --output_dir.")
+        return "finished"
+
+
+def planned(table: Table, folder: Path, *, methods: Sequence[str] = (), seeds: Sequence[int] = (),
+            class_orders: Sequence[str] = (), more: Sequence[str] = ()) -> list[Run]:
+    """The runs of a table, every command line checked; the first seed of all methods comes first.
+
+    Args:
+        methods: some of the table's; none: all of them.
+        seeds: none: those of the table, of which slow methods have the first.
+        class_orders: an order of the classes for each seed, or none.
+        more: words for every run.
+
+    Raises:
+        InputError: a method that the table has not, or a command line that cannot be.
+    """
+    lines = _chosen(table.methods, methods)
+    if class_orders and len(class_orders) != len(seeds or table.seeds):
+        raise InputError(f"--class_orders has {len(class_orders)} value(s), but there are "
+                         f"{len(seeds or table.seeds)} seeds: each seed has an order of its own.")
+    runs = []
+    for number, seed in enumerate(seeds or table.seeds):
+        order = class_orders[number] if class_orders else NATURAL
+        order_words = [] if order == NATURAL else ["--class_order", order]
+        for name, line in lines.items():
+            if number and not (seeds or class_orders) and name in table.first_seed_only:
+                continue
+            place = folder / f"{name}_seed{seed}"
+            words = (*line.split(), *more, *order_words, "--seed", str(seed), "--resume", "--output_dir", str(place))
+            check(parse(words).options)
+            runs.append(Run(name, place, words))
+    return runs
+
+
+def _chosen(lines: Mapping[str, str], methods: Sequence[str]) -> dict[str, str]:
+    unknown = [name for name in methods if name not in lines]
+    if unknown:
+        raise InputError(f"--methods {unknown[0]}: this table has {', '.join(lines)}.")
+    return {name: line for name, line in lines.items() if not methods or name in methods}

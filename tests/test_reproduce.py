@@ -1,0 +1,300 @@
+"""`reproduce.py`: its command lines, its tables, and that stopping it loses nothing."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+from fixtures import ROOT
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+from test_plots import check_picture
+
+import reproduce
+from configs import experiment_names, load_experiment
+from configs.base import parse
+from configs.demo_l2p import GLYPHS
+from plots import plot_against_size
+from reproducing.compared import HEADER, reported_table
+from reproducing.published import IN1K, NOT_TOLD, PUBLISHED, SOURCES, Published
+from reproducing.runs import Run, planned
+from reproducing.tables import TABLES
+from reproducing.workers import places
+
+TINY = ["--subsample", "2", "--subsample_test", "1", "--num_tasks", "2", "--batch_size", "4", "--device", "cpu"]
+
+
+def call(*words: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of reproduce.py in this process."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        code = reproduce.main(list(map(str, words)))
+    return code, out.getvalue(), err.getvalue()
+
+
+def start(*words: object) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "reproduce.py", *map(str, words)], cwd=ROOT, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def rows(printed: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.splitlines() if line.startswith("|")]
+
+
+# ---- the tables ----
+@pytest.mark.parametrize("name", TABLES)
+def test_every_line_of_a_table_is_a_command(name, tmp_path):
+    table = TABLES[name]
+    runs = planned(table, tmp_path)  # parses and checks each
+    assert len({run.folder for run in runs}) == len(runs)
+    assert {run.method for run in runs} == table.methods.keys() >= table.first_seed_only
+    assert not any(tmp_path.iterdir())
+    seeds = {method: [parse(run.words).options["seed"] for run in runs if run.method == method]
+             for method in table.methods}
+    for method, found in seeds.items():
+        assert found == list(table.seeds)[:1 if method in table.first_seed_only else None]
+
+
+def test_every_method_of_the_demo_has_the_same_images_steps_and_mask(tmp_path):
+    shared = GLYPHS.keys() - {"lr", "epochs"}
+    for run in planned(TABLES["demo"], tmp_path):
+        options = parse(run.words).options
+        assert {name: options[name] for name in shared} == {name: GLYPHS[name] for name in shared}, run.method
+        assert (options["train_mask"], options["sched"]) == (True, "constant"), run.method
+        one_pass = options["adapt"] == "all" and options["head"] != "linear"
+        assert options["epochs"] == (1 if one_pass else GLYPHS["epochs"]), run.method
+
+
+def test_one_process_takes_the_steps_of_the_official_eight(tmp_path):
+    """Those experiments scale the rate by all images of a step."""
+    for table in TABLES.values():
+        for run in planned(table, tmp_path):
+            experiment = load_experiment(parse(run.words).experiment)
+            if experiment.defaults.get("unscale_lr") is False:
+                per_process = experiment.defaults.get("batch_size", 16)
+                assert parse(run.words).options["batch_size"] == 8 * per_process, run.command
+
+
+def test_what_was_reported_has_a_source_and_stands_in_the_experiment_too():
+    assert PUBLISHED.keys() == TABLES.keys()
+    for name, entries in PUBLISHED.items():
+        for entry in entries:
+            assert entry.source in SOURCES
+            experiment = parse(TABLES[name].methods[entry.method].split()).experiment
+            text = " ".join((ROOT / "configs" / f"{experiment}.py").read_text().split())
+            for value in (entry.acc1, entry.forgetting):
+                if value is not None and "others" not in entry.source:
+                    assert f"{value:g}" in text or f"{value:.2f}" in text, (experiment, value)
+            if entry.weights == IN1K:
+                assert "ImageNet-1k" in text
+    assert {entry.source for entries in PUBLISHED.values() for entry in entries} == SOURCES.keys()
+
+
+def test_every_experiment_of_a_table_exists():
+    used = {line.split()[0] for table in TABLES.values() for line in table.methods.values()}
+    assert used <= set(experiment_names())
+
+
+# ---- command lines ----
+@pytest.mark.parametrize(("words", "answer"), [
+    ([], "name the table first: cifar100, imagenet_r, five_datasets, core50, gaussian, demo."),
+    (["--dry_run"], "name the table first: cifar100,"),
+    (["cifar10"], "unknown table 'cifar10': there are cifar100,"),
+    (["demo", "demo_l2p"], "unexpected word 'demo_l2p': options stand behind the table; --methods chooses its runs."),
+    (["demo", "--methods", "l3p"], "--methods l3p: this table has l2p, l2p_deep,"),
+    (["demo", "--seed", "3"], "--seed is not for all runs of a table: use --seeds."),
+    (["demo", "--class_order", "seed"], "--class_order is not for all runs of a table: use --class_orders."),
+    (["demo", "--overwrite"], "--overwrite is not for all runs of a table: use another --output_dir."),
+    (["demo", "--seeds", "1", "2", "--class_orders", "natural"], "--class_orders has 1 value(s), but there are 2 se"),
+    (["demo", "--epohcs", "3"], "unknown option --epohcs: did you mean --epochs?"),
+    (["demo", "--output_dir", "/dev/null"], "--output_dir /dev/null is a device"),
+    (["demo", "--jobs", "0"], "--jobs: '0' is not a whole number of at least 1"),
+])
+def test_command_lines_that_cannot_be(words, answer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(*words)
+    assert (code, out) == (2, "")
+    assert answer in err
+    assert err.startswith("reproduce.py: error: ")
+    assert len(err.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_words_of_the_user_come_after_the_lines(tmp_path):
+    (first, second) = planned(TABLES["cifar100"], tmp_path, methods=["l2p_official"], seeds=[3, 4],
+                              class_orders=["natural", "numpy:1993"], more=["--batch-size", "32"])
+    assert parse(first.words).options["batch_size"] == 32
+    assert parse(first.words).options["class_order"] is None
+    assert parse(second.words).options | {"seed": 0} == parse(first.words).options | {
+        "seed": 0, "class_order": "numpy:1993", "output_dir": str(tmp_path / "l2p_official_seed4")}
+
+
+def test_where_runs_happen(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cores = len(os.sched_getaffinity(0))
+    assert places("cpu", small=False, jobs=None) == [{}]
+    assert places("cpu", small=True, jobs=None) == ([{"OMP_NUM_THREADS": "1"}] * cores if cores > 1 else [{}])
+    assert places("cpu", small=False, jobs=2) == [{"OMP_NUM_THREADS": str(max(1, cores // 2))}] * 2
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert places("auto", small=False, jobs=None) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in places("cuda", small=True, jobs=3)] == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-7f,5")
+    assert places("auto", small=True, jobs=None) == [{"CUDA_VISIBLE_DEVICES": "GPU-7f"}, {"CUDA_VISIBLE_DEVICES": "5"}]
+    assert places("cuda:1", small=False, jobs=None) == [{}]
+
+
+# ---- running ----
+@pytest.fixture(scope="module")
+def reproduced(tmp_path_factory) -> tuple[Path, str]:
+    """A finished table and what was printed."""
+    folder = tmp_path_factory.mktemp("reproduced") / "table"
+    code, out, err = call("demo", "--methods", "l2p", "ridge", "--seeds", 1, "--output_dir", folder, *TINY)
+    assert code == 0, out + err
+    return folder, out
+
+
+def test_a_table(reproduced):
+    folder, printed = reproduced
+    header, _, *found = rows(printed)
+    assert header == list(HEADER)
+    assert [row[0] for row in found] == ["l2p", "ridge"]
+    assert found[1][2] == "–" != found[1][3], "nothing to choose, but there is forgetting"
+    assert [row[5] for row in found] == ["10,260", "0"]
+    assert found[0][6] == "0" != found[1][6], "ridge keeps a Gram matrix"
+    check_picture(folder / "compare.png")
+    written = (folder / "RESULTS.md").read_text()
+    assert rows(written) == rows(printed)
+    assert "python main.py demo_l2p --subsample 2" in written
+    assert "<svg" in (folder / "report.html").read_text()
+
+
+def test_repeated_it_runs_nothing_and_prints_the_same(reproduced):
+    folder, printed = reproduced
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
+    code, out, _ = call("demo", "--methods", "l2p", "ridge", "--seeds", 1, "--output_dir", folder, *TINY)
+    assert (code, rows(out)) == (0, rows(printed))
+    assert "to do" not in out
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")} == before
+
+
+def test_a_folder_of_another_run_is_refused(reproduced):
+    code, out, err = call("demo", "--methods", "ridge", "--seeds", 1, "--output_dir", reproduced[0], *TINY,
+                          "--input_norm", "imagenet")
+    assert (code, out) == (2, "")
+    assert "holds a run with another --input_norm than 'ridge' has now: remove the folder, or name another" in err
+
+
+@pytest.mark.long
+def test_a_dry_run_tells_states_commands_time_and_memory(reproduced):
+    folder, _ = reproduced
+    before = sorted(folder.rglob("*"))
+    code, out, _ = call("demo", "--methods", "ridge", "--seeds", 1, 2, "--dry_run", "--jobs", 2, "--output_dir", folder,
+                        *TINY)
+    assert code == 0
+    finished, waiting, estimate, total = out.splitlines()
+    assert finished.startswith("finished: python main.py demo_linear --head ridge")
+    assert waiting.startswith("not begun: python main.py demo_linear --head ridge")
+    assert re.fullmatch(r"ridge: about \d+s for each of 1 run\(s\), \d\.\d GB of memory", estimate)
+    assert re.fullmatch(r"all: about \d+s, 2 at a time", total)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_dry_run_without_the_data_still_tells_the_commands(tmp_path):
+    code, out, _ = call("cifar100", "--methods", "ncm", "--data-path", tmp_path, "--dry_run", "--no-pretrained",
+                        "--model", "vit_tiny_patch16_224", "--device", "cpu")
+    assert code == 0
+    command, estimate = out.splitlines()
+    assert command.startswith("not begun: python main.py cifar100_ncm --data_path")
+    assert estimate.startswith("ncm: no estimate: ")
+    assert "--download" in estimate
+
+
+@pytest.mark.long
+def test_a_run_that_fails_does_not_keep_the_others(tmp_path):
+    (tmp_path / "ridge_seed1").write_text("in the way")
+    code, out, err = call("demo", "--methods", "ridge", "nearest_class_mean", "--seeds", 1, "--output_dir", tmp_path,
+                          *TINY)
+    assert code == 1
+    assert re.search(r"ridge_seed1: .*, ended with exit code 2: see .*ridge_seed1\.log", out)
+    assert [row[0] for row in rows(out)[2:]] == ["nearest_class_mean"]
+    assert "error: not every run is finished; the same command tries again." in err
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_stopped_and_repeated_gives_the_same_table(number, reproduced, tmp_path):
+    words = ["demo", "--methods", "l2p", "ridge", "--seeds", 1, "--output_dir", tmp_path / "stopped", *TINY]
+    stopped = start(*words)
+    until = time.monotonic() + 100
+    while not list((tmp_path / "stopped").glob("*/checkpoint/last.pth")) and time.monotonic() < until:
+        time.sleep(0.005)
+    stopped.send_signal(number)
+    printed = stopped.communicate(timeout=60)[0]
+    assert not rows(printed), "stopped too late to tell anything"
+    assert stopped.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    again = start(*words)
+    printed = again.communicate(timeout=200)[0]
+    assert again.returncode == 0, printed
+    assert [row[:-1] for row in rows(printed)] == [row[:-1] for row in rows(reproduced[1])]  # all but the seconds
+
+
+# ---- what was reported ----
+def test_what_was_reported_stands_beside_what_came_out(reproduced):
+    """Accuracies of the runs above: l2p and ridge, whose real weights are no published ones."""
+    folder, printed = reproduced
+    acc1 = {row[0]: float(row[1]) for row in rows(printed)[2:]}
+    runs = {name: [Run(name, folder / f"{name}_seed1", ())] for name in acc1}
+    lines = {name: " ".join([TABLES["demo"].methods[name], *TINY]) for name in acc1}
+    text = reported_table([Published("l2p", "L2P paper", 80.0, 2.0), Published("coda", "CODA paper", 70.0, None, 0.5)],
+                          runs, lines | {"coda": "demo_l2p"})
+    _, _, l2p, coda = rows(text)
+    assert l2p[1].startswith(f"{acc1['l2p']:.2f} / ")
+    assert l2p[2:5] == ["80.00 / 2.00", "not compared", ""]
+    assert "reported with vit_base_patch16_224" in l2p[5]
+    assert coda[1:3] == ["not run", "70.00 ± 0.50"]
+    assert "[1] L2P paper: Wang et al." in text
+
+
+@pytest.mark.parametrize(("entry", "changes", "difference", "mark", "why"), [
+    (Published("x", "L2P paper", 82.5, 6.9), {}, "+0.50 / -0.90", "✓", ""),
+    (Published("x", "L2P paper", 82.5, 7.1), {}, "+0.50 / -1.10", "", ""),
+    (Published("x", "L2P paper", 81.9), {}, "+1.10", "", ""),
+    (Published("x", "L2P paper", 82.9, None, 0.1), {}, "+0.10", "✓", ""),
+    (Published("x", "L2P paper", 82.8, None, 0.1), {}, "+0.20", "", ""),
+    (Published("x", "L2P paper", 83.0, weights=IN1K), {}, "not compared", "", "reported with ImageNet-1k weights"),
+    (Published("x", "L2P paper", 83.0, weights=NOT_TOLD), {}, "not compared", "", "reported weights are not known"),
+    (Published("x", "L2P paper", 83.0), {"epochs": 3}, "not compared", "", "--epochs differs"),
+    (Published("x", "L2P paper", 83.0), {"subsample": 50}, "not compared", "", "--subsample differs"),
+    (Published("x", "L2P paper", 83.0), {"pretrained": False}, "not compared", "", "with ImageNet-21k weights"),
+    (Published("x", "L2P paper", 83.0), {"init_checkpoint": "a/ViT-B_16.npz"}, "+0.00", "✓", "from ViT-B_16.npz"),
+    (Published("x", "L2P paper", 83.0), {"class_order": "numpy:1993"}, "+0.00", "✓", "order numpy:1993"),
+])
+def test_a_tick_stands_only_where_numbers_compare(entry, changes, difference, mark, why, tmp_path, monkeypatch):
+    """A summary as main.py writes it, with the paper's ViT, Acc@1 83.0 and forgetting 6.0."""
+    options = parse(["cifar100_l2p"]).options | changes
+    summary = {"acc@1": 83.0, "forgetting": 6.0, "replay_bytes": 0, "train_seconds": 1.0, "eval_seconds": 1.0,
+               "protocol": "batch vote over 16, class-incremental",
+               "config": {"options": options, "model": {"name": "vit_base_patch16_224.orig_in21k"}}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    text = reported_table([entry], {"x": [Run("x", tmp_path, ())]}, {"x": "cifar100_l2p"})
+    row = rows(text)[2]
+    assert (row[3], row[4]) == (difference, mark)
+    assert why in row[5]
+
+
+def test_labels_of_points_keep_apart(tmp_path):
+    groups = {"a": [("one", 0, 90.0, 1.0), ("two", 0, 90.1, 0.0), ("three", 0, 89.9, 0.0)],
+              "b": [("four", 10_000, 20.0, 0.5), ("five", 10_500, 20.2, 0.0)], "c": [("six", 800_000, 99.0, 0.0)]}
+    figure = plot_against_size(groups, tmp_path / "compare.png")
+    check_picture(tmp_path / "compare.png")
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [Text.get_window_extent(text, renderer) for text in figure.axes[0].texts]
+    assert len(boxes) == 6
+    assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
