@@ -380,7 +380,7 @@ class Continual:
         total, before = sum(map(self.batches.steps_per_test, tests)), 0
         for test in tests:
             steps = self.batches.steps_per_test(test)
-            first = not is_known(test.fingerprint) and self.model.queries_cost
+            first = not is_known(test.fingerprint) and self.model.query_is_kept
             yield Pass(FIRST_TEST if first else TEST, f"testing after {self._place(task)}", steps, len(test),
                        before, total)
             before += steps

@@ -151,9 +151,15 @@ class PromptedViT(nn.Module):
         return at_least_float32(query_BD)
 
     @property
-    def queries_cost(self) -> bool:
-        """Whether the query is a pass through the ViT of its own."""
-        return self.prompt.needs_query and self.embedding_key == "cls"
+    def query_is_kept(self) -> bool:
+        """Whether a test saves a pass through the ViT when it knows the query of its images."""
+        return (self.prompt.needs_query and self.embedding_key == "cls") or self._reads_query
+
+    @property
+    def _reads_query(self) -> bool:
+        """Whether the query is what the head reads: the cls output of a frozen ViT without prompts."""
+        return (not self.prompt.layers and self.head_type == "token" and self.embedding_key == "cls"
+                and not self.backbone_trains)
 
     def query_weights(self) -> tuple[tuple[int, int], ...]:
         """Tells whether the query network is still the same: changes with any weight that is replaced or written to."""
@@ -169,6 +175,8 @@ class PromptedViT(nn.Module):
             query_BD: the images' query when it is already known.
             per_image: each image chooses its prompts alone, whatever the pool's setting.
         """
+        if query_BD is not None and self._reads_query:
+            return Output(self.head(query_BD))
         features_BD, prompts = self._read(images_BCHW, task, query_BD, per_image)
         return Output(self.head(features_BD), prompts.aux_loss, prompts.selected_BN)
 

@@ -26,13 +26,13 @@ class QueryCache:
 
     def query(self, model: PromptedViT, images_key: str, batch_size: int, index: int,
               images_BCHW: Tensor) -> Tensor | None:
-        """The query [B, D] of a batch, or None where the model needs none or one that costs next to nothing.
+        """The query [B, D] of a batch, or None where knowing it would save next to nothing.
 
         Args:
             images_key: names the whole set of images; equal for equal pixels only.
             batch_size, index: which of its images are in this batch.
         """
-        if not model.queries_cost:
+        if not model.query_is_kept:
             return None
         return self._kept(model.query_weights(), (images_key, batch_size, index), lambda: model.query(images_BCHW))
 

@@ -6,7 +6,7 @@ from tiny_vits import TINY_VITS, images_for, tiny_vit
 
 from models import QueryCache
 from models.prompted_vit import PromptedViT
-from prompt import PromptPool
+from prompt import NoPrompts, PromptPool
 
 CLASSES = 7
 
@@ -139,4 +139,30 @@ def test_the_cache_keeps_no_more_than_it_may():
 
 def test_nothing_is_kept_where_nothing_is_asked():
     model = build("plain", embedding_key="mean").eval()
+    assert Counting().query(model, "images", 5, 0, images_for(model.backbone)) is None
+
+
+def without_prompts(**changes) -> PromptedViT:
+    plain = build("plain")
+    return PromptedViT(plain.backbone, NoPrompts(), plain.head, **{"head_type": "token", "freeze": ("backbone",)}
+                       | changes)
+
+
+def test_a_frozen_vit_without_prompts_reads_a_test_image_once():
+    """What is kept is the very feature that the head reads."""
+    model, cache = without_prompts().eval(), Counting()
+    images = images_for(model.backbone)
+    query_BD = cache.query(model, "images", 5, 0, images)
+    assert torch.equal(query_BD, model.features(images))
+    passes = []
+    model.backbone.blocks[0].register_forward_hook(lambda *_: passes.append(1))
+    assert torch.equal(model(images, query_BD=query_BD).logits_BK, model.head(query_BD))
+    assert not passes
+    model(images)
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("changes", [{"head_type": "gap"}, {"freeze": ()}])
+def test_it_reads_it_again_where_the_feature_is_another_or_may_change(changes):
+    model = without_prompts(**changes).eval()
     assert Counting().query(model, "images", 5, 0, images_for(model.backbone)) is None
