@@ -88,6 +88,7 @@ def test_a_log_that_is_gone_stops_no_run(damage, stopped, short_run, undisturbed
     assert numbers(stopped) == numbers(undisturbed)
 
 
+@pytest.mark.long
 def test_what_is_drawn_at_the_end_survives_a_kill_before_it(undisturbed, short_run, tmp_path):
     """Killed behind its last checkpoint, a run has no summary and no plots; the next start writes all of them."""
     folder = shutil.copytree(undisturbed, tmp_path / "run")

@@ -63,6 +63,7 @@ def test_a_folder_of_photos(photos, tmp_path):
     assert "the data are not those of the run: its class_order in " in done.stderr
 
 
+@pytest.mark.long
 def test_a_damaged_photo_ends_the_run_with_its_name(tmp_path):
     """Put back whole, it lets the run go on, although its file may have another size now."""
     write_files(tmp_path / "data", class_folders(["ant", "bee", "cat", "dog"], 5))
@@ -83,6 +84,7 @@ def test_a_damaged_photo_ends_the_run_with_its_name(tmp_path):
         assert "task 1/2 epoch" not in done.stdout, "what was done is not done again"
 
 
+@pytest.mark.long
 def test_other_classes_at_an_evaluation(tmp_path):
     """Labels are numbers: a class under another name would move all behind it."""
     files = class_folders(["ant", "bee", "cat"], 3)
@@ -104,6 +106,7 @@ def test_other_classes_at_an_evaluation(tmp_path):
     assert (done.returncode, "warning: the images" in done.stderr) == (0, False)
 
 
+@pytest.mark.long
 def test_other_images_at_an_evaluation(tmp_path):
     """Allowed, and said."""
     data = write_npz(tmp_path / "data.npz")
@@ -115,6 +118,7 @@ def test_other_images_at_an_evaluation(tmp_path):
     assert "warning: the images are not those of the run (their checksum differs)" in done.stderr
 
 
+@pytest.mark.long
 def test_an_order_file_may_move(photos, tmp_path):
     (tmp_path / "order.txt").write_text("\ufeffelk\nant\nbee\ndog\ncat\n", encoding="utf-8")
     run("--dataset", "Split-Folder", "--data-path", photos, "--classes_per_task", 3, "--class_order",
@@ -125,6 +129,7 @@ def test_an_order_file_may_move(photos, tmp_path):
     assert f"--class_order {tmp_path / 'order.txt'}: there is no such file" in run_program(*words).stderr
 
 
+@pytest.mark.long
 def test_imagenet_r_from_its_archive_with_two_processes(tmp_path):
     """The archive is unpacked by one process, the split written beside the results, nothing moved."""
     wnids = [f"n0{n}" for n in range(4)]

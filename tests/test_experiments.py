@@ -79,6 +79,7 @@ def test_two_tasks(name, tmp_path, monkeypatch):
         assert again[key] == summary[key]
 
 
+@pytest.mark.long
 def test_core50_trains_the_backbone_and_asks_a_frozen_copy(tmp_path):
     """One accuracy for each session on the common test set; a checkpoint holds the ViT, for all of it has moved."""
     write_core50(tmp_path / "data", per_session=1)

@@ -21,7 +21,7 @@ from utils import load_checkpoint
 
 # ---- signals ----
 @pytest.mark.parametrize("number", [
-    signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.long)])
+    signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.long) for number in (signal.SIGINT, signal.SIGUSR1))])
 def test_a_signal_stops_after_the_step_and_nothing_is_computed_twice(number, short_run, undisturbed, tmp_path):
     run = Run(tmp_path / "run", *short_run)
     assert run.wait_for(r"task 2/3 epoch 1/2 step 3/9")
@@ -53,7 +53,7 @@ def test_nobody_reads_the_output_any_more(closed, short_run, tmp_path):
                             str(tmp_path)], stdout=theirs, stderr=theirs, stdin=theirs, preexec_fn=take_terminal)
     os.close(theirs)
     shown = ""
-    while "task 2/3 epoch 1/2" not in shown:
+    while "task 1/3 epoch 1/2" not in shown:
         shown += os.read(ours, 10_000).decode()
     os.close(ours)
     assert run.wait(timeout=60) == 129
@@ -110,11 +110,8 @@ STATES = {
     "one optimizer": (["--no-reinit-optimizer", "--num-workers", 2], TASKS_STOP),
     "a backbone that trains": (["--freeze", "patch_embed", "--opt", "sgd"], TASKS_STOP),
 }
-QUICK = ("dropout and replay", "a stream without tasks")
-
-
-@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long)
-                                  for name in STATES])
+@pytest.mark.long
+@pytest.mark.parametrize("name", STATES)
 def test_whatever_has_a_state_goes_on_where_it_was(name, short_run, tmp_path):
     changes, stops = STATES[name]
     whole = run_program(*short_run, *changes, "--output_dir", tmp_path / "whole")
@@ -129,6 +126,7 @@ def test_whatever_has_a_state_goes_on_where_it_was(name, short_run, tmp_path):
     assert_same_results(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.long
 def test_a_signal_stops_where_an_epoch_is_one_step(short_run, tmp_path):
     """At the end of the epoch, not of the task."""
     words = [*short_run, "--batch-size", 64, "--epochs", 300]
@@ -167,7 +165,7 @@ def test_a_finished_run_stays_as_it_is(short_run, undisturbed):
 
 
 # ---- SIGKILL ----
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", [PLACES[0], *(pytest.param(place, marks=pytest.mark.long) for place in PLACES[1:])])
 def test_a_killed_run_goes_on(place, short_run, undisturbed, tmp_path):
     """Once in training, once in evaluation, once while a checkpoint is written; `make test-long` does it more often."""
     draw, found = random.Random(7), []

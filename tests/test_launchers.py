@@ -185,7 +185,7 @@ MPICH_HERE = {"PMI_SIZE": "2", "MPI_LOCALNRANKS": "2"}
 
 @pytest.mark.parametrize(("common", "rank_variables"), [
     (STEP_HERE, ("SLURM_PROCID", "SLURM_LOCALID")),
-    (MPICH_HERE, ("PMI_RANK", "MPI_LOCALRANKID")),
+    pytest.param(MPICH_HERE, ("PMI_RANK", "MPI_LOCALRANKID"), marks=pytest.mark.long),
 ], ids=["a Slurm step", "mpirun"])
 def test_processes_of_a_launcher_meet_and_train(common, rank_variables, data, tmp_path):
     """Two processes with the environment of a step or an mpirun, on one machine: as these would start them."""
@@ -345,7 +345,7 @@ def submit(data: Path, shared: Path, *words: object, **options) -> subprocess.Co
                "local", "--gpus_per_node", 0, *words), **options)
 
 
-@pytest.mark.parametrize("tasks", [1, 2])
+@pytest.mark.parametrize("tasks", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_local_job(tasks, data, tmp_path):
     """Submitted in a folder that is not the program's; its output is in the job's folder, and nothing else is left."""
     shared = tmp_path / "shared"
@@ -362,6 +362,7 @@ def test_a_local_job(tasks, data, tmp_path):
     assert [path.name for path in shared.iterdir()] == [job[1]]
 
 
+@pytest.mark.long
 def test_a_job_in_this_very_process(data, tmp_path):
     done = run(sys.executable, ROOT / "run_with_submitit.py", *tiny(
         data, "--shared_folder", tmp_path, "--cluster", "debug", "--gpus_per_node", 0, "--job_dir", tmp_path / "job",
@@ -372,6 +373,7 @@ def test_a_job_in_this_very_process(data, tmp_path):
     assert summary(tmp_path / "job")["per_task"]
 
 
+@pytest.mark.long
 def test_a_job_that_fails(tmp_path, data):
     """main.py's own sentence reaches the logs and whoever waits; the job has failed for submitit, too."""
     shared = tmp_path / "shared"
@@ -385,6 +387,7 @@ def test_a_job_that_fails(tmp_path, data):
     assert "RuntimeError: main.py ended with exit code 2" in text
 
 
+@pytest.mark.long
 def test_a_job_continues_after_submitits_signal(data, tmp_path):
     """SIGUSR2, by which submitit's jobs learn that their time is over: saved, started again, and the same result."""
     words = ["--epochs", 3, "--tasks_per_node", 2, "--print-freq", 1]

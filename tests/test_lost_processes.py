@@ -36,6 +36,7 @@ def ranks(run: Run) -> dict[int, int]:
     return found
 
 
+@pytest.mark.long
 def test_a_signal_to_one_process_stops_both_after_the_same_step(short_run, undisturbed_pair, tmp_path):
     run = Run(tmp_path / "run", *short_run, launcher=TORCHRUN)
     assert run.wait_for("task 2/3 epoch 1/2 step 1/5")
@@ -47,9 +48,8 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(short_run, undis
     assert_same_results(undisturbed_pair, tmp_path / "run")
 
 
-@pytest.mark.parametrize(("rank", "number"), [
-    pytest.param(0, signal.SIGKILL, marks=pytest.mark.long), (1, signal.SIGKILL),
-    pytest.param(1, signal.SIGSTOP, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize(("rank", "number"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGSTOP)])
 def test_the_others_end_when_one_process_is_lost(rank, number, short_run, undisturbed_pair, tmp_path):
     """Without a launcher that would stop them: each process of its own."""
     meeting = tmp_path / "meeting"
@@ -93,6 +93,7 @@ def test_processes_that_cannot_meet_say_so_alone(short_run, tmp_path):
     assert "the 2 processes could not meet there" in run.text()
 
 
+@pytest.mark.long
 def test_torchrun_heals_a_run_that_lost_a_process(short_run, undisturbed_pair, tmp_path):
     run = Run(tmp_path / "run", *short_run, "--resume", launcher=(*TORCHRUN, "--max_restarts=2"))
     assert run.wait_for("task 2/3 epoch 1/2 step 2/5")

@@ -30,6 +30,7 @@ def children(number: int) -> list[int]:
             for each in (task / "children").read_text().split()]
 
 
+@pytest.mark.long
 def test_a_run_whose_worker_is_killed_ends_with_one_sentence_and_goes_on_with_resume(photos, tmp_path):
     """As the system kills a process when memory is short."""
     run = Run(tmp_path / "run", *words(photos, 2), "--epochs", 40)

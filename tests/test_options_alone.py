@@ -71,6 +71,7 @@ def test_compile(lab):
     assert base["learned"] != compiled["learned"], "nothing was compiled"
 
 
+@pytest.mark.long
 def test_compile_where_there_is_no_compiler(lab, tmp_path):
     """One sentence and no folder."""
     done = run_program(*lab.words(*BASE, "--compile", "--output_dir", str(tmp_path / "run")), CXX="/nowhere/g++",

@@ -37,7 +37,8 @@ def labels(axis) -> list[str]:
     return [label.get_text() for label in axis.get_majorticklabels()]
 
 
-@pytest.mark.parametrize("num_tasks", [1, 5, 20, 50])
+@pytest.mark.parametrize("num_tasks", [1, 5, pytest.param(20, marks=pytest.mark.long),
+                                       pytest.param(50, marks=pytest.mark.long)])
 def test_every_picture_is_whole_at_any_number_of_tasks(tmp_path, num_tasks):
     accuracies_T = np.full(num_tasks, 100.0)  # the longest numbers
     plot_accuracy_matrix(np.full((num_tasks, num_tasks), 100.0), tmp_path / "matrix.png")

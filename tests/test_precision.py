@@ -63,6 +63,7 @@ def test_a_backbone_that_trains_keeps_float32_weights():
     assert norms[0] == pytest.approx(norms[1], rel=0.1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("head_type", ["prompt", "token+prompt", "gap"])
 def test_compiled_blocks_compute_the_same(head_type):
     plain, compiled = build("plain", head_type=head_type), build("plain", head_type=head_type)

@@ -248,6 +248,7 @@ def test_every_format_has_the_numbers_and_escapes(tmp_path, capsys):
     assert [row[1:] for row in drawn[1:]] == [row[1:] for row in own[1:]]
 
 
+@pytest.mark.long
 def test_the_same_runs_give_the_same_bytes(tmp_path, capsys):
     write_run(tmp_path / "runs" / "1", 1, choice="nothing to choose", pool=False)
     for name in ("a", "b"):

@@ -43,6 +43,7 @@ def test_train_sh_without_slurm(data, tmp_path):
     assert summary(tmp_path / "out")["per_task"] == found["per_task"]
 
 
+@pytest.mark.long
 def test_train_sh_with_two_processes(data, tmp_path):
     done = train_sh(*tiny(data, "--device", "cpu", "--output_dir", tmp_path / "out"), PROCESSES="2")
     assert done.returncode == 0, done.stderr
@@ -89,6 +90,7 @@ def test_train_sh_stops_all_its_processes(number, data, tmp_path):
     assert (tmp_path / "out" / "checkpoint" / "last.pth").exists()
 
 
+@pytest.mark.long
 def test_modes_that_exclude_resume(data, tmp_path):
     """Neither train.sh nor the launcher adds --resume to them, and a false one is none of them."""
     done = train_sh(*tiny(data, "--output_dir", tmp_path, "--speed_test_only", "--device", "cuda:99"), PROCESSES="1")
