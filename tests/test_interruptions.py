@@ -110,6 +110,8 @@ STATES = {
     "one optimizer": (["--no-reinit-optimizer", "--num-workers", 2], TASKS_STOP),
     "a backbone that trains": (["--freeze", "patch_embed", "--opt", "sgd"], TASKS_STOP),
 }
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", STATES)
 def test_whatever_has_a_state_goes_on_where_it_was(name, short_run, tmp_path):
