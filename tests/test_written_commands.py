@@ -16,6 +16,7 @@ from fixtures import ROOT
 from packaging.requirements import Requirement
 
 import report
+import reproduce
 from benchmarks import speed
 from configs import experiment_names
 from configs.base import OPTIONS, Option, parse, split_off, words_and_options
@@ -24,15 +25,16 @@ from configs.importing import read_import
 from configs.launcher import LAUNCHER_GROUPS, read_submission
 from configs.predicting import PREDICT_GROUPS, read_question
 from configs.report import REPORT_GROUPS
+from configs.reproducing import REPRODUCING_GROUPS
 from demo import pretrain
 from errors import InputError
 
 PROGRAMS = ("python", "torchrun", "bash", "sbatch", "salloc", "make", "pip")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("[!.]*/README.md")])
-DOCSTRINGS = sorted([*ROOT.glob("*.py"), *(path for room in ("configs", "benchmarks", "demo", "results")
+DOCSTRINGS = sorted([*ROOT.glob("*.py"), *(path for room in ("configs", "benchmarks", "demo", "reproducing", "results")
                                            for path in ROOT.glob(f"{room}/*.py")), ROOT / "train.sh"])
 STANDS_FOR = {  # what a page writes for the reader to fill in, where a program does not take the word itself
-    r"\bEXPERIMENT\b": "cifar100_l2p", r"\b(N|SEED)\b": "1",
+    r"\bEXPERIMENT\b": "cifar100_l2p", r"\bTABLE\b": "cifar100", r"\b(N|SEED)\b": "1",
     r"\[--option value \.\.\.\]|\[options of main\.py\]|\.\.\.|…|[\[\]]": "",
 }
 
@@ -172,9 +174,9 @@ def read_record(words: list[str]) -> None:
 
 
 SCRIPTS = {"main.py": read_main, "predict.py": read_question, "import_run.py": read_import, "report.py": read_report,
-           "run_with_submitit.py": read_submission}
+           "run_with_submitit.py": read_submission, "reproduce.py": reproduce.read}
 MODULES = {"benchmarks.speed": speed.read, "benchmarks.prompt_features": read_main, "demo.pretrain": pretrain.parse,
-           "demo.compare": list, "results.record": read_record}  # compare takes any folders
+           "reproducing.compared": list, "results.record": read_record}  # compared takes any folders
 
 
 def read_all(line: str) -> int:
@@ -205,7 +207,7 @@ def test_an_option_is_one_of_a_program(text, place):
         if names <= OPTIONS.keys():
             parse(with_value(words, OPTIONS))
             continue
-        [groups] = [groups for groups in (REPORT_GROUPS, PREDICT_GROUPS, LAUNCHER_GROUPS)
+        [groups] = [groups for groups in (REPORT_GROUPS, PREDICT_GROUPS, LAUNCHER_GROUPS, REPRODUCING_GROUPS)
                     if names <= {option.name for group in groups.values() for option in group}][:1]
         own = {option.name: option for group in groups.values() for option in group}
         assert words_and_options(with_value(words, own), groups, place)[0] == []
