@@ -1,6 +1,6 @@
 """What do prompts do to a frozen ViT before anything is trained? Measured for ways to start the prompts.
 
-    python -m benchmarks.prompt_features cifar100_l2p --data-path DIR_OR_NPZ --model ... --output_dir FILE.json
+    python -m benchmarks.prompt_features cifar100_l2p --data-path DIR_OR_NPZ --model NAME --output_dir FILE.json
 
 Takes the options of main.py. For each start below, the frozen ViT reads training and test images of the first two
 tasks with the prompts as they start (chosen per image). No gradient, no step. Measured are, on what the head reads, the

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -259,7 +260,7 @@ def write_tables(folder: Path) -> None:
     readme.write_text(f"{before}{begin}\n\n{table(records)}\n{end}{rest.split(end)[1]}")
 
 
-def main() -> None:
+def read(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", nargs="+", default=["vit_tiny_patch16_224", "vit_base_patch16_224"])
     parser.add_argument("--input_size", type=int, default=224)
@@ -274,7 +275,11 @@ def main() -> None:
     parser.add_argument("--records", type=Path, default=HERE, help="folder of the records and of their README.md")
     parser.add_argument("--table", action="store_true", help="only write the tables from the records")
     parser.add_argument("--serve", choices=list(WAYS), help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    options = read(sys.argv[1:])
     if options.serve:
         serve(options.serve, SimpleNamespace(**vars(options) | {"model": options.model[0]}))
         return

@@ -9,7 +9,7 @@ its augmented batches, which need not be even).
 Published in the paper with ViT-B/16 (ImageNet-21k): 10 per class Acc@1 84.21 / forgetting 7.72, 50 per class
 (--replay_per_class 50) 86.31 / 5.83. The official config advises to train the backbone as well (an empty --freeze);
 users report that they could not reproduce these numbers. With DeiT-Tiny and few images, and on the demo, this masking
-keeps new classes from being learned (README, Results); --no-train_mask lets all classes compete in both halves.
+keeps new classes from being learned (docs/results.md); --no-train_mask lets all classes compete in both halves.
 """
 
 from configs.cifar100_l2p_jax import DEFAULTS as JAX

@@ -35,7 +35,7 @@ TRANSFER_SETS, CLASSES_PER_SET = 5, 20
 
 
 def main() -> None:
-    args = parse()
+    args = parse(sys.argv[1:])
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     backbone = timm.create_model("glyph_vit_tiny")
@@ -64,7 +64,7 @@ def main() -> None:
     print(json.dumps(facts, indent=1))
 
 
-def parse() -> argparse.Namespace:
+def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--classes", type=int, default=512, help="glyph classes to tell apart")
@@ -77,7 +77,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path, default=WEIGHTS)
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def train(backbone: nn.Module, head: nn.Linear, args: argparse.Namespace) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from fixtures import ROOT, TINY, run_program, write_cifar100, write_npz
+from fixtures import ROOT, TINY, run_program, write_cifar100
 from published import class_folders, write_files
+from run_folders import write_run
 from safetensors.torch import save_file
 
 from utils import load_checkpoint
@@ -42,21 +43,28 @@ def environment(cifar100: Path, **more: str) -> dict[str, str]:
 
 
 def readme_commands() -> list[list[str]]:
-    """The blocks of the README and of docs/ that run the program, each a list of command lines, every block once."""
-    texts = [page.read_text() for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
-    fenced = [found for text in texts for found in re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
-    blocks = [block for language, block in fenced if not language]  # those of Python have a test of their own
-    commands = [[line for line in block.splitlines() if "main.py" in line or "predict.py" in line] for block in blocks]
-    return [list(lines) for lines in dict.fromkeys(map(tuple, commands)) if lines]
+    """The blocks of the README that run the program, each a list of command lines."""
+    fenced = re.findall(r"^```\w*\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    blocks = [[line for line in block.splitlines() if re.search(r"\b(main|predict)\.py\b", line)] for block in fenced]
+    return [lines for lines in blocks if lines]
 
 
 def test_the_readme_has_commands():
-    assert sum(map(len, readme_commands())) >= 5
+    assert [len(block) for block in readme_commands()] == [2, 3, 3]
 
 
-@pytest.mark.parametrize("block", readme_commands(), ids=lambda block: block[0][:60])
+def folder_of(line: str, before: str) -> str:
+    """Where a line's run lies: in its --output_dir, in ./output/EXPERIMENT, or, for --eval, where it was before."""
+    if given := re.search(r"--output_dir (\S+)", line):
+        return given[1]
+    return before if "--eval" in line else "./output/" + re.search(r"main.py (\w+)", line)[1]
+
+
+@pytest.mark.parametrize("block", [pytest.param(block, marks=[pytest.mark.long] if number else [], id=block[0][:60])
+                                   for number, block in enumerate(readme_commands())])
 def test_readme_commands(block, cifar100, photos, tmp_path):
     """Each line as it stands, but for the folder of the data, the place of main.py, and a model that is quick."""
+    folder = ""
     for line in block:
         words = [str(cifar100) if re.fullmatch(r"\.?/local_datasets/?", word) else word for word in shlex.split(line)]
         words = [str(photos) if word == "./photos" else word for word in words]
@@ -76,8 +84,9 @@ def test_readme_commands(block, cifar100, photos, tmp_path):
             assert done.stdout.count("thing") >= 5, "an answer for each of the five photos"
             continue
         assert "after task 10/10" in done.stdout
-        written = "eval_summary.json" if "--eval" in words else "config.json"
-        assert list((tmp_path / "output").rglob(written)) or "--output_dir" in line
+        folder = folder_of(line, folder)
+        for name in ("config.json", "summary.json", *(["eval_summary.json"] if "--eval" in words else [])):
+            assert (tmp_path / folder / name).is_file(), f"{line}: no {name} in {folder}"
 
 
 @pytest.mark.long
@@ -118,20 +127,24 @@ def test_the_first_command_with_its_own_vit_b16(cifar100, tmp_path):
     assert "lacks task02.pth, task03.pth" in done.stderr
 
 
+def headings(page: Path) -> set[str]:
+    """The names by which links reach the headings of a page, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 def test_the_readmes_words_are_few_and_its_links_lead_somewhere():
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
-        for link in re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("[!.]*/README.md"), *ROOT.glob("docs/*.md")):
+        for link, place in re.findall(r"\]\((?!http)([^)#]+)(?:#([^)]*))?\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+            assert not place or place in headings(page.parent / link), f"{page.name}: {link}#{place}"
     assert len((ROOT / "README.md").read_text().split()) <= 1300
 
 
 def test_the_readmes_report(tmp_path):
     """`python report.py ./output`, as the README has it, over two runs that differ in their seed."""
-    data = write_npz(tmp_path / "data.npz")
     for seed in (1, 2):
-        done = run_program("cifar100_linear", "--data-path", data, *QUICK, "--num-tasks", 2, "--seed", seed,
-                           "--output_dir", f"output/run{seed}", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+        write_run(tmp_path / "output" / f"run{seed}", seed)
     done = subprocess.run([sys.executable, str(ROOT / "report.py"), "./output"], cwd=tmp_path, capture_output=True,
                           text=True, timeout=200)
     assert done.returncode == 0, done.stderr
