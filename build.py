@@ -4,6 +4,7 @@ import copy
 import difflib
 import math
 import time
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,6 +85,28 @@ def precision_note(precision: str, model: PromptedViT, device: torch.device, bat
         return f"--precision bf16: {why}a block of this ViT takes {1 / times:.1f} times as long as with fp32"
     return None
 
+
+def position_note(model: PromptedViT, batches: Batches, scenario: Scenario) -> str | None:
+    """A warning where prompts with the cls token's position embedding make the frozen ViT blind before any training.
+
+    That embedding is trained as one sum with the cls token, so both point the same way, and a prompt that has it looks
+    to the ViT like another cls token. What that costs depends on the ViT: see docs/results.md.
+    """
+    if model.prompt_pos_embed == "none" or 0 not in model.prompt.layers or model.backbone_trains:
+        return None
+    with closing(batches.training(scenario.tasks[0].train, 0, 0, augment=False)) as steps:
+        images_BCHW = next(steps).images_BCHW[:4]
+    with torch.random.fork_rng(devices=[images_BCHW.device] if images_BCHW.is_cuda else []):
+        with_position, without = (model.likeness_behind_prompts(images_BCHW, position) for position in ("cls", "none"))
+    if with_position >= BLIND or without < with_position + BLIND / 2:
+        return None
+    return ("warning: prompts with the cls token's position embedding change what this ViT makes of an image: the "
+            f"cosine of its cls output with and without prompts is {with_position:.2f}, and {without:.2f} without that "
+            "embedding. Compare with --prompt_pos_embed none, as in cifar100_l2p_nopos.")
+
+
+BLIND = 0.5
+"""A cosine below which little is left: DeiT-Tiny has 0.17 and sees little, the demo's ViT 0.73 and sees as before."""
 
 BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86, and of ARM
 CLEARLY = 1.3  # times as fast: less than that may be chance

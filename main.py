@@ -213,7 +213,15 @@ def check_output_dir(options: dict[str, Any]) -> None:
 
 def build_and_run(command: Command, processes, device, precision: str, stop_signals: Sequence[int],
                   started: float) -> Outcome:
-    from build import build_batches, build_recipe, check_optimizer, check_recipe, read_scenario, scenario_warnings
+    from build import (
+        build_batches,
+        build_recipe,
+        check_optimizer,
+        check_recipe,
+        position_note,
+        read_scenario,
+        scenario_warnings,
+    )
     from engine import Continual
     from interruption import STOP_SIGNALS, StopRequest
     from models import QueryCache, build_model, resolve_model_name
@@ -259,15 +267,17 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
         if options["eval"]:
             check_what_is_evaluated(checkpoints, processes)
         reporter = build_reporter(options, config, model, scenario, processes, resume_from, device, started)
-        for line in opening_lines(config, scenario, notes(options, model, processes, device, precision),
-                                  recipe.lr if list(model.trained_parameters()) else None):
+        batches = build_batches(options, model, device, processes)
+        said = notes(options, model, processes, device, precision)
+        if processes.is_main and trains(options) and not resume_from:
+            said.append(position_note(model, batches, scenario))
+        for line in opening_lines(config, scenario, said, recipe.lr if list(model.trained_parameters()) else None):
             reporter.say(line)
         if resume_from and processes.is_main:
             mend_checkpoints(checkpoints, resume_from, reporter)
 
         stop = StopRequest(processes.world_size, {*STOP_SIGNALS, *stop_signals})
-        continual = Continual(model, scenario, build_batches(options, model, device, processes), recipe, processes,
-                              reporter, device, QueryCache(), stop)
+        continual = Continual(model, scenario, batches, recipe, processes, reporter, device, QueryCache(), stop)
         return carry_out(continual, options, checkpoints, resume_from)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -192,10 +193,29 @@ class PromptedViT(nn.Module):
         if self.prompt.needs_query and query_BD is None:
             query_BD = self.query(images_BCHW, patches)
         prompts = self.prompt(query_BD, len(images_BCHW), task=task, per_image=per_image)
-        return self._features(patches, prompts), prompts
+        return self._features(patches, prompts, self.head_type), prompts
 
-    def _features(self, patches: Tensor, prompts: Prompts) -> Tensor:
-        """Embedded patches and prompts to what the head reads [B, D]."""
+    @torch.no_grad()
+    def likeness_behind_prompts(self, images_BCHW: Tensor, position: str) -> float:
+        """How much of what the ViT makes of an image stays behind the prompts: the mean cosine of its cls output with
+        and without them.
+
+        Args:
+            position: the position embedding to give to prompts, as `prompt_pos_embed`.
+        """
+        placed, training = self.prompt_pos_embed, self.training
+        self.prompt_pos_embed = position
+        self.eval()
+        patches = embed(self.backbone, images_BCHW)
+        query_BD = self.query(images_BCHW, patches) if self.prompt.needs_query else None
+        prompts = self.prompt(query_BD, len(images_BCHW), per_image=True)
+        cls_BD, plain_BD = (self._features(patches, each, "token") for each in (prompts, Prompts()))
+        self.prompt_pos_embed = placed
+        self.train(training)
+        return F.cosine_similarity(cls_BD, plain_BD).mean().item()
+
+    def _features(self, patches: Tensor, prompts: Prompts, head_type: str) -> Tensor:
+        """Embedded patches and prompts to what a head of this type reads [B, D]."""
         vit, n = self.backbone, self.backbone.num_prefix_tokens
         with self._autocast(patches):
             tokens_BTD = vit._pos_embed(patches)
@@ -204,24 +224,24 @@ class PromptedViT(nn.Module):
                 tokens_BTD = insert(tokens_BTD, self._placed(first_BPD.to(tokens_BTD.dtype)), n)
             later = {layer: vectors_BPD for layer, vectors_BPD in prompts.tokens.items() if layer > 0}
             count = tokens_BTD.shape[1] + sum(vectors_BPD.shape[1] for vectors_BPD in later.values())
-            start, stop = self._tokens_read(count)
+            start, stop = self._tokens_read(count, head_type)
             read_BRD = self._run(vit, tokens_BTD, start, stop, later, prompts.prefixes)
-            if self.head_type == "token+prompt":  # between them lie the registers
+            if head_type == "token+prompt":  # between them lie the registers
                 read_BRD = torch.cat([read_BRD[:, :1], read_BRD[:, n:]], dim=1)
             pooled_BD = at_least_float32(read_BRD).mean(1).to(read_BRD.dtype)
             return at_least_float32(vit.fc_norm(pooled_BD))
 
-    def _tokens_read(self, count: int) -> tuple[int, int]:
+    def _tokens_read(self, count: int, head_type: str) -> tuple[int, int]:
         """The first and the end of the tokens that the head reads, among the `count` that reach the last block.
 
         They are the cls token, registers, prompts and patches, in this order.
         """
         n = self.backbone.num_prefix_tokens
-        if self.head_type == "token":
+        if head_type == "token":
             return 0, 1
-        if self.head_type == "gap":
+        if head_type == "gap":
             return 0, count
-        if self.head_type == "prompt":
+        if head_type == "prompt":
             return n, n + self.prompt.num_tokens
         return 0, n + self.prompt.num_tokens
 

@@ -7,8 +7,11 @@ import timm
 import torch
 from fixtures import write_npz
 from lab import BASE, NO_PROMPTS, call
+from tiny_vits import images_for, tiny_vit
 
 import build
+from models import PromptedViT
+from prompt import FixedPrompt, NoPrompts
 
 
 def opening(lab, *words: str) -> str:
@@ -63,3 +66,41 @@ def test_a_block_is_measured_and_stays_as_it_is(dtype):
     assert all(torch.equal(before[name], after[name]) and after[name].dtype == torch.float32 for name in before)
     assert all(p.requires_grad and p.grad is None for p in backbone.parameters())
     assert backbone.training
+
+
+@pytest.mark.parametrize(("with_position", "without", "warned"), [
+    (0.17, 0.88, True), (0.17, 0.3, False), (0.73, 0.99, False)])
+def test_prompts_that_make_the_vit_blind(with_position, without, warned, lab, monkeypatch):
+    measured = {"cls": with_position, "none": without}
+    monkeypatch.setattr("models.PromptedViT.likeness_behind_prompts", lambda model, images_BCHW, which: measured[which])
+    text = "the cosine of its cls output with and without prompts is 0.17, and 0.88 without that embedding"
+
+    def says_it(*words: str) -> bool:
+        code, out, err = call(*lab.words(*BASE, *words), "--output_dir", "")
+        assert code == 0, err
+        return text in out
+
+    assert says_it() == warned
+    for words in (["--prompt_pos_embed", "none"], NO_PROMPTS, ["--freeze"], ["--prompt_layers", "1"]):
+        assert not says_it(*words)
+
+
+def test_likeness_behind_prompts_changes_nothing():
+    """It is the cosine of two passes that the head on the cls token would read."""
+    images_BCHW = images_for(tiny_vit("plain"))
+    plain = build_plain(NoPrompts()).eval().features(images_BCHW)
+    for position in ("cls", "none"):
+        model = build_plain(FixedPrompt(plain.shape[1], 4, initializer="uniform",
+                                        generator=torch.Generator().manual_seed(1)))
+        model.train()
+        found = model.likeness_behind_prompts(images_BCHW, position)
+        assert (model.training, model.prompt_pos_embed) == (True, "none")
+        model.prompt_pos_embed = position
+        expected = torch.nn.functional.cosine_similarity(model.eval().features(images_BCHW), plain).mean().item()
+        assert found == pytest.approx(expected, abs=1e-6)
+        assert found < 0.9999
+
+
+def build_plain(prompt) -> PromptedViT:
+    vit = tiny_vit("plain")
+    return PromptedViT(vit, prompt, torch.nn.Linear(vit.embed_dim, 3), head_type="token", freeze=("backbone",))
