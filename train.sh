@@ -3,6 +3,8 @@
 #
 #   sbatch train.sh [EXPERIMENT] [--option value ...]                  by Slurm, as the lines below say
 #   sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 train.sh …  options of sbatch go before them
+#   sbatch --array=0-4 train.sh [EXPERIMENT] [--option value ...]      five runs, with the seeds 0 to 4
+#   sbatch --array=1-12 train.sh @runs.txt [--option value ...]        twelve runs: lines 1 to 12 of runs.txt
 #   bash train.sh [EXPERIMENT] [--option value ...]                    here: one process, or one for each GPU
 #
 # What to edit for your cluster ("##SBATCH" is a line that is switched off). Every one may also be given to sbatch.
@@ -55,15 +57,71 @@ if [[ -n ${SLURM_STEP_ID:-} && $SLURM_STEP_ID != 4294967290 && ${0##*/} != slurm
 in_job=
 if [[ -n ${SLURM_JOB_ID:-} && -z $in_step ]]; then in_job=yes; fi
 
-# --resume begins a run, or continues it; --eval, --overwrite and --speed_test_only exclude it.
+# The number of this job in its array. A job that was submitted by one of an array inherits these variables.
+number=${SLURM_ARRAY_TASK_ID:-}
+if [[ -n $number && -n $in_job && $(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%K 2> /dev/null) == N/A ]]; then
+  number=
+fi
+
+names() {  # whether the option $1 is among the words behind it
+  local word
+  for word in "${@:2}"; do
+    word=${word//_/-}
+    if [[ ${word%%=*} == "$1" ]]; then return 0; fi
+  done
+  return 1
+}
+
+# Prints the words of a line, a zero byte behind each: quotes and \ are as in a shell, and nothing is executed.
+split='
+import os, shlex, sys
+line = sys.argv[2].lstrip("\ufeff").strip()
+try:
+    words = [] if line.startswith("#") else shlex.split(line)
+except ValueError:
+    sys.exit(f"train.sh: error: {sys.argv[1]} ends in an open quote or a backslash: a run is one line, quoted as for a "
+             "shell.")
+sys.stdout.buffer.write(b"".join(os.fsencode(word) + b"\0" for word in words))
+'
+
+# The runs of an array differ: by a line of a file each, or by their seed, where Slurm itself runs this script.
 arguments=("$@")
+of_line=()
+run=
+if [[ ${1:-} == @* ]]; then
+  file=${1#@}
+  [[ -f $file && -r $file && -s $file ]] || fail "$1: there is no readable file $file with lines in it."
+  mapfile -t lines < "$file"
+  [[ -n $number ]] || fail "$1 is for an array of Slurm, which runs one line in each job: sbatch \
+--array=1-${#lines[@]} train.sh $1"
+  ((number >= 1 && number <= ${#lines[@]})) || fail "$file has no line $number: give --array numbers from 1 to \
+${#lines[@]}."
+  run=line$number
+  mapfile -d '' -t of_line < <("$PYTHON" -I -c "$split" "line $number of $file" "${lines[number - 1]}"; printf %s $?)
+  [[ ${of_line[-1]} == 0 ]] || exit 2
+  unset 'of_line[-1]'
+  [[ ${#of_line[@]} -gt 0 ]] || fail "line $number of $file is empty or a comment: leave its number out of --array."
+  for option in --seed --output-dir; do
+    if names "$option" "${of_line[@]}" && names "$option" "${@:2}"; then
+      fail "line $number of $file names its own ${option/-dir/_dir}: leave it out behind $1, or in that line."
+    fi
+  done
+  arguments=("${of_line[@]}" "${@:2}")
+elif [[ -n $number && ${0##*/} == slurm_script ]]; then
+  run=seed$number
+  if names --seed "$@"; then
+    fail "the numbers of the array are the seeds of its runs: leave --seed out, as in sbatch --array=0-4 train.sh."
+  fi
+fi
+
+# --resume begins a run, or continues it; --eval, --overwrite and --speed_test_only exclude it.
 resume=yes
 output=
-words=("$@" "")
-for number in "${!arguments[@]}"; do
-  argument=${words[number]//_/-}
-  value=${words[number + 1]}
-  if [[ $argument == *=* ]]; then value=${argument#*=}; fi
+words=("${arguments[@]}" "")
+for i in "${!arguments[@]}"; do
+  argument=${words[i]//_/-}
+  value=${words[i + 1]}
+  if [[ $argument == *=* ]]; then value=${words[i]#*=}; fi
   case ${argument%%=*} in
     --eval | --overwrite | --speed-test-only)
       case ${value,,} in false | no | off | 0) continue ;; esac
@@ -72,13 +130,29 @@ for number in "${!arguments[@]}"; do
 remove the run first."
       fi
       resume= ;;
-    --output-dir) output=yes ;;
+    --output-dir)
+      output=yes
+      # Given for a whole array, it is the beginning of the folders' names; '' saves nothing and stays.
+      if [[ -n $run && -n $value && $value != --* && $i -ge ${#of_line[@]} ]]; then
+        if [[ $argument == *=* ]]; then
+          arguments[i]=${words[i]%/}_$run
+        else
+          arguments[i + 1]=${value%/}_$run
+        fi
+      fi ;;
   esac
 done
+if [[ $run == seed* ]]; then arguments+=(--seed "$number"); fi
 if [[ -n $resume ]]; then
   arguments+=(--resume)
   # Every job has a folder of its own, which stays the same when it is requeued.
-  if [[ -n $in_job && -z $output ]]; then arguments+=(--output_dir "output/job_$SLURM_JOB_ID"); fi
+  if [[ -z $output ]]; then
+    if [[ -n $run ]]; then
+      arguments+=(--output_dir "output/job_${SLURM_ARRAY_JOB_ID}_$run")
+    elif [[ -n $in_job ]]; then
+      arguments+=(--output_dir "output/job_$SLURM_JOB_ID")
+    fi
+  fi
 fi
 
 if [[ -n $in_step && ${SLURM_STEP_NUM_TASKS:-1} -gt 1 ]]; then
@@ -130,12 +204,15 @@ esac
 
 # Slurm warns this script before the time is over: the processes stop after their step and save, and the job goes on in
 # another turn. SIGTERM is Slurm ending the job; the processes have it too, and need this script no more.
+# One job of an array has the array's own number, by which Slurm understands all of them.
+job=$SLURM_JOB_ID
+if [[ -n $number ]]; then job=${SLURM_ARRAY_JOB_ID}_$number; fi
 out_of_time=
 signalled=
-trap 'out_of_time=yes signalled=yes; scancel --signal=$stop "$SLURM_JOB_ID"' USR1
+trap 'out_of_time=yes signalled=yes; scancel --signal=$stop "$job"' USR1
 trap 'signalled=yes' TERM
-trap 'signalled=yes; scancel --signal=INT "$SLURM_JOB_ID"' INT
-trap 'signalled=yes; scancel --signal=HUP "$SLURM_JOB_ID"' HUP
+trap 'signalled=yes; scancel --signal=INT "$job"' INT
+trap 'signalled=yes; scancel --signal=HUP "$job"' HUP
 "${start[@]}" "${arguments[@]}" &
 while true; do  # a signal interrupts `wait`
   signalled=
@@ -144,7 +221,7 @@ while true; do  # a signal interrupts `wait`
   [[ -n $signalled ]] || break
 done
 if [[ -n $out_of_time && $status != 0 ]]; then
-  echo "train.sh: the time is over; requeueing job $SLURM_JOB_ID, which then continues"
-  scontrol requeue "$SLURM_JOB_ID"
+  echo "train.sh: the time is over; requeueing job $job, which then continues"
+  scontrol requeue "$job"
 fi
 exit "$status"

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.skipif(shutil.which("sbatch") is No
 DEMO = ("demo_l2p", "--dataset", "Split-Glyphs", "--lr", "0.005", "--epochs", "2", "--subsample", "60",
         "--subsample_test", "20")
 IN_THE_MIDDLE = "task 2/5 epoch 1/2 done"
-STARTED = "2 process(es) on cpu"
+STARTED = "process(es) on cpu"
 RESULTS = ("acc@1", "acc@5", "loss", "forgetting", "backward", "learning_acc", "average_incremental_acc", "per_task",
            "acc@1_per_image", "trainable_parameters", "seed")
 
@@ -52,6 +52,16 @@ class Cluster:
         number = self.run("sbatch", "--parsable", "--nodes=2", "--mem=2G", f"--output={log}", "train.sh", *words).stdout
         return Job(self, number.strip(), Path(str(log).replace("%j", number.strip())))
 
+    def array(self, numbers: str, *words: object) -> list["Job"]:
+        """`sbatch --array=FIRST-LAST train.sh` with its results in the cluster's folder, once all jobs have started.
+
+        Each takes one node, so that two run at the same time.
+        """
+        array = self.run("sbatch", "--parsable", f"--array={numbers}", "--mem=2G", f"--chdir={self.folder}",
+                         f"--output={self.folder}/array-%j.out", "train.sh", *words).stdout.strip()
+        first, last = map(int, numbers.split("-"))
+        return [Job(self, f"{array}_{number}").started() for number in range(first, last + 1)]
+
     def submitit(self, *words: object) -> "Job":
         """`run_with_submitit.py` on both nodes."""
         printed = self.run(sys.executable, "run_with_submitit.py", *words, "--shared_folder", self.folder / "shared",
@@ -61,15 +71,21 @@ class Cluster:
 
 
 class Job:
-    def __init__(self, cluster: Cluster, number: str, log: Path):
+    def __init__(self, cluster: Cluster, number: str, log: Path | None = None):
         self.cluster, self.number, self.log = cluster, number, log
 
     def text(self) -> str:
-        return self.log.read_text() if self.log.exists() else ""
+        return self.log.read_text() if self.log and self.log.exists() else ""
 
     def state(self) -> dict[str, str]:
         shown = self.cluster.run("scontrol", "show", "job", "--oneliner", self.number).stdout
         return dict(re.findall(r"(\w+)=(\S*)", shown))
+
+    def started(self) -> "Job":
+        """Wait for a job of an array to have a number, and a log, of its own."""
+        self._wait(lambda: self.state()["JobState"] != "PENDING")
+        self.log = Path(self.state()["StdOut"])
+        return self
 
     def reaches(self, text: str) -> "Job":
         """Wait until the job has printed `text`."""
@@ -214,3 +230,66 @@ def test_what_slurm_refuses(cluster):
                        "--gpus_per_node", 0, "--partition", "elsewhere", check=False)
     assert done.returncode == 2
     assert "run_with_submitit.py: error: Slurm refuses the job: sbatch: error: " in done.stderr
+
+
+def test_an_array_of_seeds(cluster):
+    """Each writes to a folder of its own. The one that has the array's own number is warned and requeues itself alone,
+    and ends as it does where nothing disturbs it."""
+    jobs = cluster.array("1-2", *DEMO, "--output_dir", cluster.folder / "seeds")
+    disturbed = next(job for job in jobs if job.state()["JobId"] == job.state()["ArrayJobId"])
+    other, = (job for job in jobs if job is not disturbed)
+    disturbed.reaches(IN_THE_MIDDLE)
+    cluster.run("scancel", "--batch", "--signal=USR1", disturbed.number)
+    for job in jobs:
+        assert job.ends() == "COMPLETED", job.text()
+    continued(disturbed, "SIGUSR1")
+    assert f"the time is over; requeueing job {disturbed.number}, which" in disturbed.text()
+    assert [job.state()["Restarts"] for job in (disturbed, other)] == ["1", "0"]
+    assert "stopped by" not in other.text()
+    assert other.text().count(STARTED) == 1
+    found = {number: results(cluster.folder / f"seeds_seed{number}") for number in (1, 2)}
+    assert {number: run["seed"] for number, run in found.items()} == {1: 1, 2: 2}
+    assert found[1]["loss"] != found[2]["loss"]
+    for number, job in zip((1, 2), jobs, strict=True):
+        assert f"seed {number}, 1 {STARTED}" in job.text()
+    seed = disturbed.number.partition("_")[2]
+    cluster.run(sys.executable, "main.py", *DEMO, "--seed", seed, "--output_dir", cluster.folder / "alone")
+    assert results(cluster.folder / "alone") == found[int(seed)]
+
+
+def test_an_array_over_the_lines_of_a_file(cluster):
+    """Two experiments; one job is requeued by hand and keeps its line and its folder."""
+    line = " ".join(DEMO[1:])
+    (cluster.folder / "my runs.txt").write_text(
+        f"# experiments\ndemo_linear {line} --output_dir 'a linear head'\ndemo_l2p {line} --seed 7\n")
+    jobs = cluster.array("2-3", "@my runs.txt", "--epochs", 1)
+    l2p = jobs[1].reaches("after task 1/5")
+    cluster.run("scontrol", "requeue", l2p.number)
+    for job in jobs:
+        assert job.ends() == "COMPLETED", job.text()
+    continued(l2p, "SIGTERM")
+    assert [job.state()["Restarts"] for job in jobs] == ["0", "1"]
+    folders = [cluster.folder / "a linear head", cluster.folder / "output" / f"job_{l2p.number.replace('_', '_line')}"]
+    configs, summaries = ([json.loads((folder / name).read_text()) for folder in folders]
+                          for name in ("config.json", "summary.json"))
+    assert [config["experiment"] for config in configs] == ["demo_linear", "demo_l2p"]
+    assert [summary["seed"] for summary in summaries] == [42, 7]
+    assert [len(summary["per_task"]) for summary in summaries] == [5, 5]
+
+
+def test_a_line_that_there_is_not(cluster):
+    (cluster.folder / "short.txt").write_text("demo_l2p\n\n")
+    job, = cluster.array("2-2", "@short.txt")
+    assert job.ends() == "FAILED"
+    assert job.state()["ExitCode"] == "2:0"
+    assert job.text() == ("train.sh: error: line 2 of short.txt is empty or a comment: leave its number out of "
+                          "--array.\n")
+
+
+def test_a_job_submitted_by_one_of_an_array(cluster):
+    """It has the variables of that array, and is in none."""
+    (cluster.folder / "five.txt").write_text("demo_l2p\n" * 5)
+    log = cluster.folder / "submitted.out"
+    submit = f"cd {ROOT}; sbatch --wait --output={log} train.sh @{cluster.folder}/five.txt"
+    cluster.run("sbatch", "--wait", "--array=3", f"--output={cluster.folder}/array.out", "--wrap", submit, check=False)
+    assert "five.txt is for an array of Slurm, which runs one line in each job" in log.read_text()
