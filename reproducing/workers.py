@@ -120,8 +120,9 @@ def submit(runs: Sequence[Run], folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     lines = folder / "runs.txt"
     lines.write_text("".join(shlex.join(run.words) + "\n" for run in runs))
-    command = ["sbatch", f"--array=1-{len(runs)}", "--parsable", str(CODE / "train.sh"), f"@{lines}"]
-    answer = subprocess.run(command, cwd=CODE, text=True, capture_output=True)
+    command = ["sbatch", f"--array=1-{len(runs)}", "--parsable", f"--chdir={Path.cwd()}",
+               f"--output={folder.absolute()}/slurm-%A_%a.out", str(CODE / "train.sh"), f"@{lines.absolute()}"]
+    answer = subprocess.run(command, cwd=CODE, text=True, capture_output=True)  # train.sh finds its code there
     if answer.returncode:
         raise InputError(f"--slurm: sbatch refuses the job: {answer.stderr.strip() or answer.stdout.strip()}")
     return f"job {answer.stdout.strip().partition(';')[0]}: an array of {len(runs)} run(s), the lines of {lines}"

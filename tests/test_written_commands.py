@@ -113,7 +113,8 @@ def read_command(words: list[str]) -> None:
         read_script(rest)
     elif program in ("sbatch", "salloc"):
         after = read_slurm_options(rest)
-        read_command(after[1:]) if program == "salloc" and after[0] == "srun" else read_script(after)
+        if after:
+            read_command(after[1:]) if program == "salloc" and after[0] == "srun" else read_script(after)
     elif program == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert {word for word in rest if "=" not in word} <= set(targets)
@@ -146,13 +147,14 @@ def read_torchrun(name: str, words: list[str]) -> None:
 
 def read_script(words: list[str]) -> None:
     assert words[0] in ("main.py", "train.sh")
-    read_main(words[1:])
+    in_a_file = words[0] == "train.sh" and words[1:] and words[1].startswith("@")  # then the experiment is, too
+    read_main(words[2:] if in_a_file else words[1:])
 
 
 def read_slurm_options(words: list[str]) -> list[str]:
-    """What is left: the options of Slurm that the pages use are among those that train.sh tells of."""
-    known = re.findall(r"^#+SBATCH (--[\w-]+)", (ROOT / "train.sh").read_text(), re.MULTILINE)
-    while words[0].startswith("-"):
+    """What is left: the options of Slurm that the pages use are --array and those that train.sh tells of."""
+    known = ["--array", *re.findall(r"^#+SBATCH (--[\w-]+)", (ROOT / "train.sh").read_text(), re.MULTILINE)]
+    while words and words[0].startswith("-"):
         assert words[0].partition("=")[0] in known
         words = words[1:]
     return words
@@ -204,6 +206,9 @@ def test_an_option_is_one_of_a_program(text, place):
         words = line.split()
         names = {word.partition("=")[0].removeprefix("--").replace("-", "_").removeprefix("no_") for word in words
                  if word.startswith("--")}
+        if names == {"array"}:
+            assert not read_slurm_options(words)
+            continue
         if names <= OPTIONS.keys():
             parse(with_value(words, OPTIONS))
             continue

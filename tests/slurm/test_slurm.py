@@ -293,3 +293,21 @@ def test_a_job_submitted_by_one_of_an_array(cluster):
     submit = f"cd {ROOT}; sbatch --wait --output={log} train.sh @{cluster.folder}/five.txt"
     cluster.run("sbatch", "--wait", "--array=3", f"--output={cluster.folder}/array.out", "--wrap", submit, check=False)
     assert "five.txt is for an array of Slurm, which runs one line in each job" in log.read_text()
+
+
+def test_a_table_of_runs(cluster):
+    """`reproduce.py --slurm`: what is not finished becomes an array; when that is done, the same command compares."""
+    command = (sys.executable, "reproduce.py", "demo", "--methods", "linear", "ridge", "--seeds", 1, "--output_dir",
+               cluster.folder / "table", *DEMO[1:])
+    cluster.env["SBATCH_MEM_PER_NODE"] = "2G"
+    printed = cluster.run(*command, "--slurm").stdout
+    del cluster.env["SBATCH_MEM_PER_NODE"]
+    array = re.match(r"job (\d+): an array of 2 run\(s\)", printed)[1]
+    for number in (1, 2):
+        job = Job(cluster, f"{array}_{number}").started()
+        assert job.ends() == "COMPLETED", job.text()
+        assert job.log.parent == cluster.folder / "table"
+    again = cluster.run(*command, "--slurm")
+    assert "to do" not in again.stdout
+    assert "| linear |" in again.stdout
+    assert (cluster.folder / "table" / "report.html").exists()
