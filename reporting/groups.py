@@ -8,6 +8,7 @@ vote that was also evaluated with prompts chosen per image is in a table of eith
 import functools
 import hashlib
 import json
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
@@ -213,8 +214,8 @@ def _defaults(experiment: str) -> dict[str, Any]:
 def changes_of(options: dict[str, Any]) -> list[str]:
     """The options in which an experiment was changed, as words of a command line; and what they came to."""
     known = _defaults(options["experiment"])
-    words = [f"--{name} {_words(value)}" for name, value in sorted(options.items())
-                            if name in known and name != "precision" and name != "world_size" and value != known[name]]
+    words = [as_typed(name, value) for name, value in sorted(options.items())
+             if name in known and name != "precision" and name != "world_size" and value != known[name]]
     words += [options["precision"]] * (options["precision"] != "fp32")
     words += [f"{options['world_size']} processes"] * (options["world_size"] != 1)
     return words + ["(--eval)"] * options["evaluation"]
@@ -227,8 +228,12 @@ def differing_options(run: Run) -> dict[str, Any]:
             and not (name in OPTIONS and OPTIONS[name].run_only)}
 
 
-def _words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+def as_typed(name: str, value: Any) -> str:
+    """An option as one would type it: `--align`, `--no-prompt_pool`, `--prompt_layers 0 3`, `--clip_grad none`."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    values = value if isinstance(value, list) else ["none" if value is None else value]
+    return shlex.join([f"--{name}", *map(str, values)])
 
 
 def _group(options: dict[str, Any], members: list[Member]) -> Group:

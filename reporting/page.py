@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reporting.groups import ALONE, Group, Table, differing_options
+from reporting.groups import ALONE, Group, Table, as_typed, differing_options
 from reporting.pictures import Picture, escape, pictures_of_group, pictures_of_table, style, votes
 from reporting.tables import described, rows
 
@@ -140,8 +140,7 @@ def _table_section(number: int, table: Table, contents: Contents) -> str:
 def _repeat_section(group: Group) -> str:
     options = {}
     for run in group.runs:
-        options |= {f"--{name} {_words(value)}": None for name, value in differing_options(run).items()
-                    if name != "seed"}
+        options |= {as_typed(name, value): None for name, value in differing_options(run).items() if name != "seed"}
     header = ["run", "seed", "command", "commit", "versions", "hardware"]
     lines = []
     for run in group.runs:
@@ -163,10 +162,6 @@ def _short_commit(commit: str) -> str:
     """As many digits as name a commit; and whether files differed from it."""
     number, plus, changes = commit.partition("+")
     return number[:12] + plus + changes
-
-
-def _words(value: object) -> str:
-    return shlex.join(map(str, value)) if isinstance(value, list) else shlex.quote(str(value))
 
 
 def _html_table(cells: list[list[str]], kind: str = "", escaped: bool = False) -> str:

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import resource
+import shlex
 import shutil
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from run_folders import write_run
 
 import report
 import utils
+from configs.base import parse
 from results.record import make_record
 
 CHROMIUM = shutil.which("chromium")
@@ -81,15 +83,19 @@ def test_what_does_not_compare_is_in_a_table_of_its_own_with_the_reason(other, r
 
 @pytest.mark.parametrize(("options", "label"), [
     ({"lr": 0.5}, "demo_l2p --lr 0.5"), ({"length": 9}, "demo_l2p --length 9"),
-    ({"prompt_layers": [0, 3]}, "demo_l2p --prompt_layers 0 3"), ({"experiment": "demo_linear"}, "demo_linear")])
+    ({"prompt_layers": [0, 3]}, "demo_l2p --prompt_layers 0 3"), ({"experiment": "demo_linear"}, "demo_linear"),
+    ({"align": True}, "demo_l2p --align"), ({"prompt_pool": False}, "demo_l2p --no-prompt_pool"),
+    ({"clip_grad": None}, "demo_l2p --clip_grad none"), ({"freeze": []}, "demo_l2p --freeze"),
+    ({"model": "my vit"}, "demo_l2p --model 'my vit'")])
 def test_other_options_are_another_line_of_the_same_table(options, label, tmp_path, capsys):
     write_run(tmp_path / "a", 1)
     write_run(tmp_path / "b", 2, level=90, **options)
     lines = [line for line in table(tmp_path, capsys=capsys) if line["table"] == "1"]
     assert [line["runs"] for line in lines] == ["1", "1"]
-    assert lines[0]["method"].startswith(label), "the better one is first"
+    assert lines[0]["method"] == label, "the better one is first, and is called as one would type it"
     assert lines[1]["method"] == "demo_l2p"
     assert lines[0]["acc@1_std"] == "", "one run has no spread"
+    assert parse(shlex.split(label)).given == {name: options[name] for name in options if name != "experiment"}
 
 
 @pytest.mark.parametrize("options", [
@@ -238,7 +244,7 @@ def test_every_format_has_the_numbers_and_escapes(tmp_path, capsys):
     assert number in latex
     assert r"Split\_\&50\%|x" in latex
     assert "Split_&amp;50%|x" in page
-    assert r"-{}-dataset Split\_" in latex, "LaTeX would join the two dashes"
+    assert r"-{}-dataset 'Split\_" in latex, "LaTeX would join the two dashes"
     assert files["pdf"].read_bytes().startswith(b"%PDF")
     pictures = {path.name for path in (tmp_path / "numbers").iterdir()}
     assert len(pictures) == page.count("<figure>")
