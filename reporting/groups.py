@@ -19,7 +19,7 @@ import numpy as np
 
 from configs import experiment_names, load_experiment
 from configs.base import OPTIONS, default_options
-from reporting.runs import Run
+from reporting.runs import Run, by_preference, why_taken
 
 ALONE = "prompts chosen per image, or none to choose"
 FILES_OF_ONES_OWN = ("Split-Folder", "Split-NPZ")  # their names do not say which images they hold
@@ -239,13 +239,14 @@ def as_typed(name: str, value: Any) -> str:
 def _group(options: dict[str, Any], members: list[Member]) -> Group:
     """One member for each seed and order; what else is to be said goes into the notes."""
     group = Group(options["experiment"], changes_of(options))
-    seen: dict[tuple, Member] = {}
-    for member in sorted(members, key=lambda member: (member.run.seed, member.run.name)):
-        mark = member.run.seed, member.run.summary["config"].get("data_sha256")
-        if seen.setdefault(mark, member) is member:
-            group.members.append(member)
-        else:
-            group.notes.append(f"{member.run.name} repeats seed {mark[0]} of {seen[mark].run.name}: not averaged.")
+    of_one_seed: dict[tuple, list[Run]] = defaultdict(list)
+    for run in (member.run for member in members):
+        of_one_seed[run.seed, str(run.summary["config"].get("data_sha256"))].append(run)
+    for (seed, _), runs in sorted(of_one_seed.items()):
+        taken, *others = by_preference(runs)
+        group.members += [member for member in members if member.run is taken]
+        group.notes += [f"{run.name} repeats seed {seed} of {taken.name}, which is taken: {why_taken(taken, run)}."
+                        for run in others]
     for what, values in (("commits", [str(run.config.get("commit")) for run in group.runs]),
                          ("versions of libraries", [str(run.config.get("versions")) for run in group.runs]),
                          ("hardware", [str(run.config.get("hardware", {}).get("device")) for run in group.runs])):

@@ -119,17 +119,34 @@ def test_orders_of_classes_are_averaged_on_request_only(tmp_path, capsys):
     assert sorted({line["seeds"] for line in lines}) == ["1 2", "3"], "another data set stays apart"
 
 
-def test_a_seed_that_was_run_again_and_a_copy_count_once(tmp_path, capsys):
-    first = write_run(tmp_path / "a", 1)
-    shutil.copytree(first, tmp_path / "copy")
-    write_run(tmp_path / "b", 2)
-    again = json.loads((write_run(tmp_path / "c", 2) / "summary.json").read_text())
-    (tmp_path / "c" / "summary.json").write_text(json.dumps(again | {"train_seconds": 99.0}))
+def test_of_copies_the_whole_one_counts_and_the_others_are_named(tmp_path, capsys):
+    whole = write_run(tmp_path / "whole", 1)
+    cut, later = (shutil.copytree(whole, tmp_path / name) for name in ("a", "z"))
+    (cut / "log.jsonl").unlink()
+    _, _, err = run_report(tmp_path, "--html", "none", capsys=capsys)
+    assert err.splitlines() == [
+        f"report.py: left out: {later} is a copy of {whole}, which is taken: its name comes first.",
+        f"report.py: left out: {cut} is a copy of {whole}, which is taken: it has more of its files."]
+    assert [line["seeds"] for line in table(tmp_path, capsys=capsys)] == ["1", "1"]
+
+    (whole / "log.jsonl").write_text("[cut short")
+    _, _, err = run_report(tmp_path, "--html", "none", capsys=capsys)
+    assert f"{cut} is a copy of {later}, which is taken: it has more of its files." in err
+    assert f"{whole} is a copy of {later}, which is taken: it has more of its files." in err
+
+
+def test_of_a_seed_that_was_run_again_the_newest_counts(tmp_path, capsys):
+    first, again = (write_run(tmp_path / name, 2) for name in ("a", "b"))
+    write_run(tmp_path / "other", 1)
+    rows = [json.loads(line) | {"time": 99.0} for line in (again / "log.jsonl").read_text().splitlines()]
+    (again / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, out, err = run_report(tmp_path, "--html", "none", capsys=capsys)
-    assert code == 0
-    assert "c repeats seed 2" in out
-    assert "copy is a copy of" in err
-    assert table(tmp_path, capsys=capsys)[0]["seeds"] == "1 2"
+    assert (code, err) == (0, "")
+    assert f"{first} repeats seed 2 of {again}, which is taken: it is newer." in out
+    line = table(tmp_path, capsys=capsys)[0]
+    assert line["seeds"] == "1 2"
+    accs = [json.loads((tmp_path / name / "summary.json").read_text())["acc@1"] for name in ("other", "b")]
+    assert float(line["acc@1_mean"]) == pytest.approx(mean(accs))
 
 
 def test_an_evaluation_that_measured_something_else_is_told_apart(tmp_path, capsys):
