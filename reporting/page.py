@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reporting.groups import ALONE, Group, Table, as_typed, differing_options
 from reporting.pictures import Picture, curves_of_part, escape, parts_of, pictures_of_group, style, votes
-from reporting.sections import Section
+from reporting.sections import NOT_COMPARED, Section
 from reporting.tables import about, about_section, block_rows, notes, tables_of
 
 DETAILED_GROUPS = 5  # with pictures of their own; of more a page would take minutes
@@ -29,6 +29,7 @@ th:first-child, td:first-child { text-align: left; }
 td { font-variant-numeric: tabular-nums; white-space: nowrap; }
 td:first-child { white-space: normal; min-width: 11rem; }
 td span { white-space: nowrap; }
+table.lone td:first-child { min-width: min(26rem, 55vw); }
 table.runs th, table.runs td { text-align: left; white-space: normal; }
 code { font-size: 13px; }
 .reason { border-left: 4px solid #D55E00; padding-left: .7rem; }
@@ -156,16 +157,17 @@ def format_page(contents: Contents) -> str:
 
 
 def _section(section: Section, contents: Contents) -> str:
-    parts = [f"<section><h2>{escape(section.title)}</h2>", *_paragraphs(about_section(section), section.reason)]
+    parts = [f"<section><h2>{escape(section.title)}</h2>", *_paragraphs(about_section(section))]
     told: set[str] = set()  # runs whose cost is in a table of this section already
     for block in section.blocks:
         heading, *lines = about(block, section)
-        parts += [f"<h3>{escape(heading)}</h3>", *_paragraphs(lines, block.tables[0].reason),
-                  _html_table(block_rows(block)), *_paragraphs(notes(block))]
+        kind = "lone" if len(block.tables) > 1 else ""
+        parts += [f"<h3>{escape(heading)}</h3>", *_paragraphs(lines), _html_table(block_rows(block), kind),
+                  *_paragraphs(notes(block))]
         runs = {run.name for group in block.groups for run in group.runs}
         if any(table.costs for table in block.tables) and not runs <= told:
             told |= runs
-            parts += ["<h4>Cost</h4>", _html_table(block_rows(block, costs=True))]
+            parts += ["<h4>Cost</h4>", _html_table(block_rows(block, costs=True), kind)]
         for table in block.tables:
             of = f" of table {table.number}" if len(block.tables) > 1 else ""
             if contents.of_tables[table.number]:
@@ -176,8 +178,8 @@ def _section(section: Section, contents: Contents) -> str:
     return "\n".join([*parts, "</section>"])
 
 
-def _paragraphs(lines: Sequence[str], reason: str = "") -> list[str]:
-    return [f'<p class="{"reason" if line == reason else "note"}">{escape(line)}</p>' for line in lines]
+def _paragraphs(lines: Sequence[str]) -> list[str]:
+    return [f'<p class="{"reason" if line.startswith(NOT_COMPARED) else "note"}">{escape(line)}</p>' for line in lines]
 
 
 def _repeat_section(group: Group, numbers: Sequence[int]) -> str:

@@ -14,6 +14,7 @@ from reporting.groups import ALONE, Conditions, Group, Table, as_typed, data_of
 # The options that say which images there are, and in which task each is.
 OPTIONS_OF_DATA = ("dataset", "subsample", "subsample_test", "num_tasks", "classes_per_task", "shuffle", "class_order",
                    "schedule", "gaussian_episodes", "gaussian_steps", "gaussian_width", "gaussian_eval_every")
+NOT_COMPARED = "Not compared with table"  # so every reason begins
 
 
 @dataclass
@@ -129,7 +130,7 @@ def _has_one_line_each(part: Sequence[Table]) -> bool:
 
 
 def _reason(here: Conditions, table: Table) -> str:
-    return f"Not compared with table {table.number}: {'; '.join(_differences(here, table.conditions))}."
+    return f"{NOT_COMPARED} {table.number}: {'; '.join(_differences(here, table.conditions))}."
 
 
 def _differences(here: Conditions, there: Conditions) -> list[str]:
@@ -151,7 +152,7 @@ def _why_another_section(table: Table, earlier: Sequence[Table]) -> str:
         reasons.append("other weights")
     if table.conditions.data != nearest.conditions.data:
         reasons.append(f"other data, split or order of classes ({_how_data_differ(table, nearest)})")
-    return " ".join([f"Not compared with table {nearest.number}: {'; '.join(reasons)}.", *_hint(table, [nearest])])
+    return " ".join([f"{NOT_COMPARED} {nearest.number}: {'; '.join(reasons)}.", *_hint(table, [nearest])])
 
 
 def _hint(table: Table, others: Sequence[Table]) -> tuple[str, ...]:
