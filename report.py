@@ -73,6 +73,7 @@ def report(options: dict[str, Any], places: list[str]) -> int:
     """Read, compare, write."""
     from reporting.groups import make_tables  # late: a mistyped option is answered at once
     from reporting.runs import find_and_read
+    from reporting.sections import arrange
     from reporting.tables import format_csv, format_latex, format_markdown, format_text
 
     runs, left_out = find_and_read(places)
@@ -80,25 +81,25 @@ def report(options: dict[str, Any], places: list[str]) -> int:
         print(f"{PROGRAM}: left out: {line}", file=sys.stderr)
     if not runs:
         raise InputError(f"no finished run is left in {' '.join(places)}.")
-    tables = make_tables(runs, options["over_orders"])
+    sections = arrange(make_tables(runs, options["over_orders"]))
     formats = {"latex": format_latex, "csv": format_csv, "markdown": format_markdown}
     if "-" not in [options[name] for name in formats]:
-        print(format_text(tables))
+        print(format_text(sections))
     for name, write in formats.items():
         if options[name] == "-":
-            print(write(tables), end="")
+            print(write(sections), end="")
         elif options[name]:
-            Path(options[name]).write_text(write(tables), encoding="utf-8", errors="replace")
+            Path(options[name]).write_text(write(sections), encoding="utf-8", errors="replace")
     if options["html"] or options["pdf"] or options["csv_pictures"]:
-        draw(options, tables, left_out)
+        draw(options, sections, left_out)
     return 0
 
 
-def draw(options: dict[str, Any], tables: list, left_out: list[str]) -> None:
+def draw(options: dict[str, Any], sections: list, left_out: list[str]) -> None:
     """Write what has pictures."""
     from reporting.page import format_page, gather, write_pdf
 
-    contents = gather(tables, left_out)
+    contents = gather(sections, left_out)
     for line in contents.left_out[len(left_out):]:
         print(f"{PROGRAM}: left out: {line}", file=sys.stderr)
     if options["html"]:

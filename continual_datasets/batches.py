@@ -180,12 +180,11 @@ class Batches:
         if store_SHWC.device.type == self.device.type:
             place_M = self._copy(place_M)  # once: a step waits for no copy
         places = place_M.split(sizes)
-        draws = None if draws is None else self._copy(torch.cat(draws)).split(sizes)
 
         def prepare(number: int) -> Tensor:
             pixels_BHWC = self._copy(store_SHWC[places[number]])
             return (self.eval_transform(pixels_BHWC) if draws is None
-                    else self.train_transform(pixels_BHWC, draws[number]))
+                    else self.train_transform(pixels_BHWC, draws[number], self._copy))
 
         yield from self._ahead(prepare, range(len(sizes)))
 

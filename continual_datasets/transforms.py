@@ -2,7 +2,8 @@
 
 A resize is a weighted sum of a few pixels across and then of a few rows down, in Pillow's own weights and integer
 arithmetic. So the 8-bit pixels are Pillow's, and the same on every device, beside any other images. No shape depends on
-the data, and nothing makes the CPU wait for the GPU.
+the data, and nothing makes the CPU wait for the GPU. The weights are small tables that need float64, which not every
+device has: they are always made on the CPU, and copied.
 
 Across always goes first, as in every Pillow before 13. From 13 on, a height that shrinks by more than twice what the
 width does goes first: crops then differ by at most 1/255, evaluated images (those taller than twice their width, when
@@ -14,6 +15,7 @@ T tries, U uniform numbers.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Literal, NamedTuple
@@ -57,21 +59,26 @@ class TrainTransform:
     def __post_init__(self) -> None:
         _check_fields(self.input_size, self.mean, self.std)
 
-    def __call__(self, images_BHWC: Tensor, uniforms_BU: Tensor) -> Tensor:
+    def __call__(self, images_BHWC: Tensor, uniforms_BU: Tensor, copy: Callable[[Tensor], Tensor] | None = None
+                 ) -> Tensor:
         """uint8 `[B, H, W, 3]` and uniform numbers in [0, 1) `[B, num_uniforms]` -> float32 `[B, 3, S, S]`.
 
-        S is `input_size`. Row b of the uniform numbers is all the randomness of image b. Both tensors lie on the same
-        device. Raises ValueError for another dtype or shape.
+        S is `input_size`. Row b of the uniform numbers, which lie on the CPU, is all the randomness of image b. `copy`
+        brings a tensor from the CPU to the images' device; a plain copy when not given. Raises ValueError for another
+        dtype or shape.
         """
         _check_images(images_BHWC)
-        if uniforms_BU.shape != (len(images_BHWC), self.num_uniforms):
+        if uniforms_BU.shape != (len(images_BHWC), self.num_uniforms) or uniforms_BU.device.type != "cpu":
             raise ValueError(
-                f"expected uniform numbers [{len(images_BHWC)}, {self.num_uniforms}], got {[*uniforms_BU.shape]}"
+                f"expected uniform numbers [{len(images_BHWC)}, {self.num_uniforms}] on the CPU, got "
+                f"{[*uniforms_BU.shape]} on {uniforms_BU.device}"
             )
         height, width = images_BHWC.shape[1:3]
         boxes_B4 = draw_crops(uniforms_BU[:, :CROP_UNIFORMS], height, width, self.scale, self.ratio)
         flip_B = uniforms_BU[:, CROP_UNIFORMS] < self.hflip
-        return self.normalised(crop_and_resize(images_BHWC, boxes_B4, flip_B, self.input_size))
+        rows, columns = crop_taps(boxes_B4, flip_B, height, width, self.input_size)
+        copy = copy or (lambda tensor: tensor.to(images_BHWC.device))
+        return self.normalised(resample(images_BHWC, rows.copied(copy), columns.copied(copy)))
 
     def of_picture(self, picture: Image.Image, uniforms_U: Tensor) -> Tensor:
         """The same pixels from one RGB picture of any size, before `normalised`: uint8 `[3, S, S]`."""
@@ -169,20 +176,22 @@ class Taps(NamedTuple):
     weight_BOK: Tensor
     """int32, 2**WEIGHT_BITS for a weight of 1."""
 
+    def copied(self, copy: Callable[[Tensor], Tensor]) -> "Taps":
+        return Taps(copy(self.pixel_BOK), copy(self.weight_BOK))
 
-def crop_and_resize(images_BHWC: Tensor, boxes_B4: Tensor, flip_B: Tensor, out_size: int) -> Tensor:
-    """Each image's box (top, left, height, width) resized to `out_size` (bilinear), mirrored where `flip_B` is true.
 
-    uint8 `[B, H, W, C]` -> float32 `[B, C, out_size, out_size]`, whole numbers from 0 to 255. Only pixels inside the
-    box count, as if the image had been cut before it was resized.
+def crop_taps(boxes_B4: Tensor, flip_B: Tensor, height: int, width: int, out_size: int) -> tuple[Taps, Taps]:
+    """Rows and columns that resize each image's box (top, left, height, width) to a square of `out_size` (bilinear).
+
+    The images have `height` and `width`; they are mirrored where `flip_B` is true. Only pixels inside the box count,
+    as if the image had been cut before it was resized.
     """
-    height, width = images_BHWC.shape[1:3]
     top_B, left_B, box_height_B, box_width_B = boxes_B4.unbind(1)
     rows = resize_taps(top_B, box_height_B, height, out_size, "bilinear")
     columns = resize_taps(left_B, box_width_B, width, out_size, "bilinear")
     # The columns' taps in reverse order give the mirrored image, without a pass over its pixels.
-    columns = Taps(*(torch.where(flip_B[:, None, None], taps.flip(1), taps) for taps in columns))
-    return resample(images_BHWC, rows, columns)
+    columns = columns.copied(lambda taps: torch.where(flip_B[:, None, None], taps.flip(1), taps))
+    return rows, columns
 
 
 def resize_taps(start_B: Tensor, length_B: Tensor, in_size: int, out_size: int, kind: Filter) -> Taps:
@@ -272,9 +281,9 @@ def _eval_taps(height: int, width: int, input_size: int, device: torch.device) -
     def axis(size: int) -> Taps:
         resized = _eval_size(size, min(height, width), input_size)
         first = round((resized - input_size) / 2)
-        start_1, length_1 = torch.tensor([[0], [size]], device=device)
+        start_1, length_1 = torch.tensor([[0], [size]])
         whole = resize_taps(start_1, length_1, size, resized, "bicubic")
-        return Taps(*(taps[:, first : first + input_size] for taps in whole))
+        return whole.copied(lambda taps: taps[:, first : first + input_size].to(device))
 
     return axis(height), axis(width)
 

@@ -8,9 +8,10 @@ vote that was also evaluated with prompts chosen per image is in a table of eith
 import functools
 import hashlib
 import json
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from configs import experiment_names, load_experiment
 from configs.base import OPTIONS, default_options
-from reporting.runs import Run
+from reporting.runs import Run, by_preference, why_taken
 
 ALONE = "prompts chosen per image, or none to choose"
 FILES_OF_ONES_OWN = ("Split-Folder", "Split-NPZ")  # their names do not say which images they hold
@@ -46,10 +47,13 @@ class Conditions:
     setting: str
     choice: str
 
-    def differences(self, other: "Conditions") -> list[str]:
-        names = {"weights": "other weights", "data": "other data, split or order of classes",
-                 "setting": "another setting", "choice": "prompts chosen in another way"}
-        return [names[f.name] for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
+    @property
+    def how(self) -> str:
+        return f"{self.setting}, {self.choice}"
+
+    @property
+    def what(self) -> str:
+        return f"{self.data}; weights {self.weights}"
 
 
 @dataclass
@@ -64,12 +68,18 @@ class Member:
 class Group:
     experiment: str
     changes: list[str]
-    """The options in which it differs from its experiment; without those that all of its table have so."""
+    """The options in which it differs from its experiment."""
     members: list[Member] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    said_above: list[str] = field(default_factory=list)
+    """Those of `changes` that its neighbours have too, so that they are told once, above its table."""
 
     @property
     def label(self) -> str:
+        return " ".join([self.experiment, *(word for word in self.changes if word not in self.said_above)])
+
+    @property
+    def whole_label(self) -> str:
         return " ".join([self.experiment, *self.changes])
 
     @property
@@ -94,9 +104,11 @@ class Table:
     groups: list[Group]
     """The one with the highest Acc@1 first."""
     common: list[str] = field(default_factory=list)
-    """Changes of the experiments' options that all groups have."""
+    """Changes of the experiments' options that all of its groups have, and its section's do not."""
+    number: int = 0
+    """Its place in the report, from 1. `reporting.sections` gives this, `common` and `reason`."""
     reason: str = ""
-    """Why these runs are not in the first table."""
+    """Why these runs are not in an earlier table."""
 
     @property
     def metrics(self) -> list[str]:
@@ -108,11 +120,14 @@ class Table:
 
 
 def make_tables(runs: Iterable[Run], over_orders: bool = False) -> list[Table]:
-    """All runs in groups, all groups in tables; the table with the most runs first.
+    """All runs in groups, all groups in tables.
 
     Args:
         over_orders: average over orders of the classes too (and over what the seed draws of a stream).
     """
+    runs = list(runs)
+    # Records of older versions do not name their classes, and those of the same images lend them the number.
+    classes = {_images(run): len(run.config["class_names"]) for run in runs if run.config["class_names"]}
     grouped: dict[Conditions, dict[str, list[Member]]] = defaultdict(lambda: defaultdict(list))
     options: dict[str, dict[str, Any]] = {}
     for run in runs:
@@ -120,19 +135,13 @@ def make_tables(runs: Iterable[Run], over_orders: bool = False) -> list[Table]:
         key = json.dumps(key_options, sort_keys=True)
         options[key] = key_options
         for choice, values in measured(run):
-            grouped[conditions(run, choice, over_orders)][key].append(Member(run, values))
+            data = data_of(run, over_orders, classes.get(_images(run), 0) if _images(run) else None)
+            grouped[Conditions(_weights(run), data, run.setting, choice)][key].append(Member(run, values))
     tables = []
     for found, groups in grouped.items():
         made = [_group(options[key], members) for key, members in groups.items()]
-        made.sort(key=lambda group: (-group.statistic("acc@1")[0], group.label))
-        common = [word for word in made[0].changes if len(made) > 1 and all(word in group.changes for group in made)]
-        for group in made:
-            group.changes = [word for word in group.changes if word not in common]
-        tables.append(Table(found, made, common))
-    tables.sort(key=lambda table: (-sum(len(group.members) for group in table.groups), table.conditions.choice == ALONE,
-                                   str(table.conditions)))
-    for table in tables[1:]:
-        _say_why(table, tables[0])
+        made.sort(key=lambda group: (-group.statistic("acc@1")[0], group.whole_label))
+        tables.append(Table(found, made))
     return tables
 
 
@@ -152,18 +161,27 @@ def _number(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and np.isfinite(value) else None
 
 
-def conditions(run: Run, choice: str, over_orders: bool) -> Conditions:
-    weights = run.config["model"]["backbone_sha256"]
-    name = run.config["model"].get("name", "unknown model")
-    return Conditions(f"{name} ({weights[:12]})", _data(run, over_orders), run.setting, choice)
+def _weights(run: Run) -> str:
+    return f"{run.config['model'].get('name', 'unknown model')} ({run.config['model']['backbone_sha256'][:12]})"
 
 
-def _data(run: Run, over_orders: bool) -> str:
+def _images(run: Run) -> str | None:
+    """The hash of which image is in which task; None where it was not recorded."""
+    return run.summary["config"].get("data_sha256")
+
+
+def data_of(run: Run, over_orders: bool, classes: int | None = None) -> str:
+    """The images, their split into tasks and tests, and, without `over_orders`, the order of the classes, as words.
+
+    Args:
+        classes: how many there are, 0 where nobody knows; the run's own number when not given.
+    """
     options = run.config["options"]
-    classes, tests = len(run.config["class_names"]), len(run.accuracy.acc1_RT)
+    classes = len(run.config["class_names"]) if classes is None else classes
+    tests = len(run.accuracy.acc1_RT)
     words = [str(options.get("dataset")), *[f"{classes} classes"] * bool(classes),
              f"{tests} test set{'s' * (tests > 1)}"]
-    images = run.summary["config"].get("data_sha256")
+    images = _images(run)
     if not over_orders and images:
         return f"{', '.join(words)} ({images[:12]})"
     words += [f"{name} {options[name]}" for name in ("subsample", "subsample_test", "classes_per_task")
@@ -213,8 +231,8 @@ def _defaults(experiment: str) -> dict[str, Any]:
 def changes_of(options: dict[str, Any]) -> list[str]:
     """The options in which an experiment was changed, as words of a command line; and what they came to."""
     known = _defaults(options["experiment"])
-    words = [f"--{name} {_words(value)}" for name, value in sorted(options.items())
-                            if name in known and name != "precision" and name != "world_size" and value != known[name]]
+    words = [as_typed(name, value) for name, value in sorted(options.items())
+             if name in known and name != "precision" and name != "world_size" and value != known[name]]
     words += [options["precision"]] * (options["precision"] != "fp32")
     words += [f"{options['world_size']} processes"] * (options["world_size"] != 1)
     return words + ["(--eval)"] * options["evaluation"]
@@ -227,31 +245,28 @@ def differing_options(run: Run) -> dict[str, Any]:
             and not (name in OPTIONS and OPTIONS[name].run_only)}
 
 
-def _words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+def as_typed(name: str, value: Any) -> str:
+    """An option as one would type it: `--align`, `--no-prompt_pool`, `--prompt_layers 0 3`, `--clip_grad none`."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    values = value if isinstance(value, list) else ["none" if value is None else value]
+    return shlex.join([f"--{name}", *map(str, values)])
 
 
 def _group(options: dict[str, Any], members: list[Member]) -> Group:
     """One member for each seed and order; what else is to be said goes into the notes."""
     group = Group(options["experiment"], changes_of(options))
-    seen: dict[tuple, Member] = {}
-    for member in sorted(members, key=lambda member: (member.run.seed, member.run.name)):
-        mark = member.run.seed, member.run.summary["config"].get("data_sha256")
-        if seen.setdefault(mark, member) is member:
-            group.members.append(member)
-        else:
-            group.notes.append(f"{member.run.name} repeats seed {mark[0]} of {seen[mark].run.name}: not averaged.")
+    of_one_seed: dict[tuple, list[Run]] = defaultdict(list)
+    for run in (member.run for member in members):
+        of_one_seed[run.seed, str(_images(run))].append(run)
+    for (seed, _), runs in sorted(of_one_seed.items()):
+        taken, *others = by_preference(runs)
+        group.members += [member for member in members if member.run is taken]
+        group.notes += [f"{run.name} repeats seed {seed} of {taken.name}, which is taken: {why_taken(taken, run)}."
+                        for run in others]
     for what, values in (("commits", [str(run.config.get("commit")) for run in group.runs]),
                          ("versions of libraries", [str(run.config.get("versions")) for run in group.runs]),
                          ("hardware", [str(run.config.get("hardware", {}).get("device")) for run in group.runs])):
         if len(set(values)) > 1:
-            group.notes.append(f"These runs are of {len(set(values))} different {what}.")
+            group.notes.append(f"runs of {len(set(values))} different {what} are averaged.")
     return group
-
-
-def _say_why(table: Table, first: Table) -> None:
-    reasons = table.conditions.differences(first.conditions)
-    table.reason = f"Not compared with table 1: {'; '.join(reasons)}."
-    loose = [_data(each.groups[0].runs[0], over_orders=True) for each in (table, first)]
-    if table.conditions.data != first.conditions.data and loose[0] == loose[1]:
-        table.reason += " If only the order of the classes differs, --over_orders averages over it."

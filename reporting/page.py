@@ -1,16 +1,19 @@
 """The report as one HTML file that needs nothing else: no script, no font, no picture from elsewhere."""
 
+import re
 import shlex
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reporting.groups import ALONE, Group, Table, differing_options
-from reporting.pictures import Picture, escape, pictures_of_group, pictures_of_table, style, votes
-from reporting.tables import described, rows
+from reporting.groups import ALONE, Group, Table, as_typed, differing_options
+from reporting.pictures import Picture, curves_of_part, escape, parts_of, pictures_of_group, style, votes
+from reporting.sections import NOT_COMPARED, Section
+from reporting.tables import about, about_section, block_rows, notes, tables_of
 
 DETAILED_GROUPS = 5  # with pictures of their own; of more a page would take minutes
-PICTURES_OF_TABLES = 8
+PICTURES_OF_TABLES = 12
 
 CSS = """
 :root { color-scheme: light; }
@@ -24,7 +27,9 @@ th, td { padding: .25rem .7rem; border-bottom: 1px solid #ccc; text-align: right
 th { border-bottom: 2px solid #555; }
 th:first-child, td:first-child { text-align: left; }
 td { font-variant-numeric: tabular-nums; white-space: nowrap; }
-td:first-child { white-space: normal; min-width: 9rem; }
+td:first-child { white-space: normal; min-width: 11rem; }
+td span { white-space: nowrap; }
+table.lone td:first-child { min-width: min(26rem, 55vw); }
 table.runs th, table.runs td { text-align: left; white-space: normal; }
 code { font-size: 13px; }
 .reason { border-left: 4px solid #D55E00; padding-left: .7rem; }
@@ -49,66 +54,100 @@ figcaption { font-size: 13px; color: #444; }
 
 @dataclass
 class Contents:
-    """A report, before it is written: pictures of each table, and of the groups in it."""
+    """A report, before it is written: pictures of each table, and of the groups in it, by the table's number."""
 
-    tables: Sequence[Table]
-    of_tables: list[list[Picture]] = field(default_factory=list)
-    of_groups: list[list[tuple[Group, list[Picture]]]] = field(default_factory=list)
-    without_pictures: list[list[Group]] = field(default_factory=list)
+    sections: Sequence[Section]
+    of_tables: dict[int, list[Picture]] = field(default_factory=lambda: defaultdict(list))
+    of_groups: dict[int, list[tuple[Group, list[Picture]]]] = field(default_factory=lambda: defaultdict(list))
+    notes: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """Sentences on pictures of a table that are not there."""
     left_out: list[str] = field(default_factory=list)
     """Sentences on runs and files that are not in it."""
 
     @property
     def pictures(self) -> list[Picture]:
         found = []
-        for of_table, of_groups in zip(self.of_tables, self.of_groups, strict=True):
-            found += of_table
-            for _, pictures in of_groups:
+        for table in tables_of(self.sections):
+            found += self.of_tables[table.number]
+            for _, pictures in self.of_groups[table.number]:
                 found += pictures
         return found
 
 
-def gather(tables: Sequence[Table], left_out: Sequence[str]) -> Contents:
-    """Choose what is drawn. A group with a batch vote has its pictures in the table of that vote, of which they are."""
-    contents = Contents(tables, left_out=list(left_out))
-    drawn: set[tuple[str, ...]] = set()
-    for number, table in enumerate(tables, start=1):
-        room = PICTURES_OF_TABLES - sum(map(len, contents.of_tables))
-        contents.of_tables.append(pictures_of_table(number, table)[:max(0, room)])
-        of_groups, without = [], []
-        for place, group in enumerate(table.groups, start=1):
-            mark = tuple(run.name for run in group.runs)
-            if mark in drawn or (table.conditions.choice == ALONE and votes(group.runs[0])):
-                continue
-            if len(drawn) == DETAILED_GROUPS:
-                without.append(group)
-                continue
-            pictures, wrong = pictures_of_group(f"table{number}_method{place}", group)
-            contents.left_out += wrong
-            if pictures:
-                drawn.add(mark)
-                of_groups.append((group, pictures))
-        contents.of_groups.append(of_groups)
-        contents.without_pictures.append(without)
+def gather(sections: Sequence[Section], left_out: Sequence[str]) -> Contents:
+    """Choose what is drawn: of each table the best lines first, until the page has as many pictures as one can read."""
+    contents = Contents(sections, left_out=list(left_out))
+    tables = tables_of(sections)
+    lines, methods = _choose_curves(contents, tables), _choose_groups(contents, tables)
+    for table in tables:
+        if what := _not_drawn(lines[table.number], methods[table.number], "more "):
+            contents.notes[table.number].append(f"Not drawn: {what}.")
+    if what := _not_drawn(sum(lines.values()), sum(methods.values())):
+        contents.left_out.append(f"{what}, of which there would be too many; give fewer folders to see them.")
     return contents
 
 
+def _not_drawn(lines: int, methods: int, more: str = "") -> str:
+    return " and ".join([f"the curves of {_count(lines, f'{more}line')}"] * bool(lines)
+                        + [f"the pictures of {_count(methods, f'{more}method')}"] * bool(methods))
+
+
+def _choose_curves(contents: Contents, tables: Sequence[Table]) -> dict[int, int]:
+    """Of each table in turn the curves of its best lines, then of the next best.
+
+    Returns how many lines of each table have none.
+    """
+    parts = [(place, table, part) for table in tables for place, part in enumerate(parts_of(table))]
+    without: dict[int, int] = defaultdict(int)
+    room = PICTURES_OF_TABLES
+    for place, table, part in sorted(parts, key=lambda found: found[0]):
+        if room <= 0:
+            without[table.number] += len(part)
+            continue
+        pictures, note = curves_of_part(place, table, part)
+        contents.of_tables[table.number] += pictures
+        contents.notes[table.number] += [note] * bool(note)
+        room -= len(pictures)
+    return without
+
+
+def _choose_groups(contents: Contents, tables: Sequence[Table]) -> dict[int, int]:
+    """Of each table in turn the best method, then the next best. Returns how many of each table have no pictures.
+
+    A group with a batch vote has its pictures in the table of that vote, of which they are.
+    """
+    candidates = [(place, table, group) for table in tables for place, group in enumerate(table.groups, start=1)
+                  if not (table.conditions.choice == ALONE and votes(group.runs[0]))]
+    drawn = 0
+    without: dict[int, int] = defaultdict(int)
+    for place, table, group in sorted(candidates, key=lambda found: found[0]):
+        if drawn == DETAILED_GROUPS:
+            without[table.number] += 1
+            continue
+        pictures, wrong = pictures_of_group(f"table{table.number}_method{place}", group)
+        contents.left_out += wrong
+        if pictures:
+            drawn += 1
+            contents.of_groups[table.number].append((group, pictures))
+    return without
+
+
 def format_page(contents: Contents) -> str:
-    runs = {run.name for table in contents.tables for group in table.groups for run in group.runs}
+    tables = tables_of(contents.sections)
+    runs = {run.name for table in tables for group in table.groups for run in group.runs}
     parts = ["<h1>Report of continual learning runs</h1>",
-             f"<p>{_count(len(runs), 'run')} in {_count(len(contents.tables), 'table')}. Numbers are in percent, "
+             f"<p>{_count(len(runs), 'run')} in {_count(len(tables), 'table')}. Numbers are in percent, "
              "mean ± sample standard deviation over seeds (number of runs). Only numbers in one table compare.</p>"]
     if contents.left_out:
         parts += ["<h2>Left out</h2><ul>", *(f"<li>{escape(line)}</li>" for line in contents.left_out), "</ul>"]
-    for number, table in enumerate(contents.tables, start=1):
-        parts.append(_table_section(number, table, contents))
+    for section in contents.sections:
+        parts.append(_section(section, contents))
     parts.append("<h2>To repeat each run</h2>")
-    seen: set[tuple[str, ...]] = set()
-    for group in (group for table in contents.tables for group in table.groups):
-        mark = tuple(run.name for run in group.runs)
-        if mark not in seen:
-            seen.add(mark)
-            parts.append(_repeat_section(group))
+    where: dict[tuple[str, ...], list[tuple[int, Group]]] = defaultdict(list)
+    for table in tables:
+        for group in table.groups:
+            where[tuple(run.name for run in group.runs)].append((table.number, group))
+    parts += [_repeat_section(found[0][1], [number for number, _ in found]) for found in where.values()]
     body = "\n".join(parts)
     return ('<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -117,31 +156,36 @@ def format_page(contents: Contents) -> str:
             "</body>\n</html>\n")
 
 
-def _table_section(number: int, table: Table, contents: Contents) -> str:
-    what, *about = described(table)
-    parts = [f"<section><h2>Table {number}: {escape(what.partition(';')[0])}</h2>",
-             *(f'<p class="{"reason" if line == table.reason else "note"}">{escape(line)}</p>' for line in about),
-             _html_table(rows(table))]
-    parts += [f'<p class="note">{escape(group.label)}: {escape(note)}</p>' for group in table.groups
-              for note in group.notes]
-    if table.costs:
-        parts += ["<h3>Cost</h3>", _html_table(rows(table, table.costs))]
-    if contents.of_tables[number - 1]:
-        parts += ["<h3>Over the course of training</h3>", _figures(contents.of_tables[number - 1])]
-    for group, pictures in contents.of_groups[number - 1]:
-        parts += [f"<h3>{escape(group.label)}</h3>", _figures(pictures)]
-    without = contents.without_pictures[number - 1]
-    if without:
-        parts.append(f'<p class="note">{_count(len(without), "more method")} of this table without pictures of their '
-                     "own: give report.py their folders alone to see them.</p>")
+def _section(section: Section, contents: Contents) -> str:
+    parts = [f"<section><h2>{escape(section.title)}</h2>", *_paragraphs(about_section(section))]
+    told: set[str] = set()  # runs whose cost is in a table of this section already
+    for block in section.blocks:
+        heading, *lines = about(block, section)
+        kind = "lone" if len(block.tables) > 1 else ""
+        parts += [f"<h3>{escape(heading)}</h3>", *_paragraphs(lines), _html_table(block_rows(block), kind),
+                  *_paragraphs(notes(block))]
+        runs = {run.name for group in block.groups for run in group.runs}
+        if any(table.costs for table in block.tables) and not runs <= told:
+            told |= runs
+            parts += ["<h4>Cost</h4>", _html_table(block_rows(block, costs=True), kind)]
+        for table in block.tables:
+            of = f" of table {table.number}" if len(block.tables) > 1 else ""
+            if contents.of_tables[table.number]:
+                parts += [f"<h4>Over the course of training{of}</h4>", _figures(contents.of_tables[table.number])]
+            for group, pictures in contents.of_groups[table.number]:
+                parts += [f"<h4>{escape(group.label)}{of}</h4>", _figures(pictures)]
+            parts += _paragraphs(contents.notes[table.number])
     return "\n".join([*parts, "</section>"])
 
 
-def _repeat_section(group: Group) -> str:
+def _paragraphs(lines: Sequence[str]) -> list[str]:
+    return [f'<p class="{"reason" if line.startswith(NOT_COMPARED) else "note"}">{escape(line)}</p>' for line in lines]
+
+
+def _repeat_section(group: Group, numbers: Sequence[int]) -> str:
     options = {}
     for run in group.runs:
-        options |= {f"--{name} {_words(value)}": None for name, value in differing_options(run).items()
-                    if name != "seed"}
+        options |= {as_typed(name, value): None for name, value in differing_options(run).items() if name != "seed"}
     header = ["run", "seed", "command", "commit", "versions", "hardware"]
     lines = []
     for run in group.runs:
@@ -154,7 +198,8 @@ def _repeat_section(group: Group) -> str:
                       f"<code>{escape(_short_commit(str(config.get('commit'))))}</code>", escape(versions),
                       escape(", ".join(where))])
     words = f"<code>{escape(' '.join(options))}</code>" if options else "none"
-    return "\n".join([f"<h3>{escape(group.label)}</h3>",
+    where = f"table{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+    return "\n".join([f"<h3>{escape(group.whole_label)} ({where})</h3>",
                       f'<p class="note">Options that differ from the program\'s defaults: {words}</p>',
                       _html_table([header, *lines], "runs", escaped=True)])
 
@@ -165,17 +210,18 @@ def _short_commit(commit: str) -> str:
     return number[:12] + plus + changes
 
 
-def _words(value: object) -> str:
-    return shlex.join(map(str, value)) if isinstance(value, list) else shlex.quote(str(value))
-
-
 def _html_table(cells: list[list[str]], kind: str = "", escaped: bool = False) -> str:
-    write = (lambda text: text) if escaped else escape
-    header, *lines = cells
-    head = "<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in header) + "</tr>"
-    body = "\n".join("<tr>" + "".join(f"<td>{write(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    write = (lambda text: text) if escaped else _unbroken
+    header, *lines = [[write(cell) for cell in row] for row in cells]
+    head = "<tr>" + "".join(f"<th>{cell}</th>" for cell in header) + "</tr>"
+    body = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in lines)
     return (f'<div class="scroll"><table class="{kind}">\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n'
             "</table></div>")
+
+
+def _unbroken(text: str) -> str:
+    """Escaped, its lines kept, and so that none ends within `--option`."""
+    return "<br>".join(re.sub(r"--[\w-]+", r"<span>\g<0></span>", escape(line)) for line in text.split("\n"))
 
 
 def _figures(pictures: Sequence[Picture]) -> str:

@@ -92,19 +92,29 @@ def printable(text: str) -> str:
 
 
 # ---- of a table ----
-def pictures_of_table(number: int, table: Table) -> list[Picture]:
-    """Acc@1 and forgetting over tasks, a line for each group, its band one standard deviation over the seeds."""
-    found = []
-    for first in range(0, len(table.groups), LINES_IN_A_PICTURE):
-        groups = table.groups[first:first + LINES_IN_A_PICTURE]
-        part = f"_{first // LINES_IN_A_PICTURE + 1}" if len(table.groups) > LINES_IN_A_PICTURE else ""
-        unit, alone = groups[0].runs[0].unit, table.conditions.choice == ALONE
-        found += _curves(f"table{number}_acc{part}", f"Table {number}: accuracy over {unit}s", "accuracy (%)", groups,
-                         _per_image_curve if alone else _curve)
-        if "forgetting" in table.metrics:
-            found += _curves(f"table{number}_forgetting{part}", f"Table {number}: forgetting over {unit}s",
-                             "forgetting (points)", groups, _per_image_forgetting if alone else _forgetting)
-    return found
+def parts_of(table: Table) -> list[list[Group]]:
+    """The groups of a table, the best first, as many in each part as a picture has lines."""
+    return [table.groups[first:first + LINES_IN_A_PICTURE] for first in range(0, len(table.groups), LINES_IN_A_PICTURE)]
+
+
+def curves_of_part(place: int, table: Table, groups: Sequence[Group]) -> tuple[list[Picture], str]:
+    """Acc@1 and forgetting over tasks, a line for each group, its band one standard deviation over the seeds; and a
+    sentence where there is nothing to draw, or ''.
+
+    Args:
+        place: of these groups among `parts_of(table)`.
+    """
+    part = f"_{place + 1}" if len(table.groups) > LINES_IN_A_PICTURE else ""
+    number, unit, alone = table.number, groups[0].runs[0].unit, table.conditions.choice == ALONE
+    found = _curves(f"table{number}_acc{part}", f"Table {number}: accuracy over {unit}s", "accuracy (%)", groups,
+                    _per_image_curve if alone else _curve)
+    if "forgetting" in table.metrics:
+        found += _curves(f"table{number}_forgetting{part}", f"Table {number}: forgetting over {unit}s",
+                         "forgetting (points)", groups, _per_image_forgetting if alone else _forgetting)
+    if found or len(groups[0].runs[0].numbers) == 1:
+        return found, ""
+    return [], (f"No curves of {'; '.join(group.label for group in groups)}: not measured in this way after every "
+                f"{unit}.")
 
 
 def votes(run: Run) -> bool:

@@ -5,17 +5,18 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from errors import DamagedFileError, InputError
 from metrics import AccuracyMatrix
 
+T = TypeVar("T")
 OWN_FOLDERS = {"checkpoint", "tensorboard", "plots"}
 MARKS = ("config.json", "summary.json", "log.jsonl", "accuracy_matrix.csv")  # one of them makes a folder a run's
 
@@ -95,9 +96,26 @@ class Run:
         paths = sorted(self.folder.glob(f"checkpoint/{self.unit}*.pth"))
         return paths[-1].stat().st_size if paths else None
 
+    @cached_property
+    def kept(self) -> tuple[int, float]:
+        """How much there is of it beside its numbers, and when it ended by its log, in seconds since 1970: of two
+        recordings the higher one says more."""
+        log, confusion = (_if_sound(lambda: self.log), _if_sound(lambda: self.confusion))
+        times = [row.get("time") for row in log or []]
+        ended = max((time for time in times if isinstance(time, int | float)), default=0.0)
+        return sum(map(bool, (self.checkpoint_bytes, log, confusion))), ended
+
     def _file(self, name: str) -> Path | None:
         path = self.folder / f"{self.prefix}{name}" if self.folder else None
         return path if path is not None and path.is_file() else None
+
+
+def _if_sound(read: Callable[[], T]) -> T | None:
+    """What `read` returns; None of a damaged file, which is named beside the pictures that it would have made."""
+    try:
+        return read()
+    except DamagedFileError:
+        return None
 
 
 def find_and_read(places: Sequence[str]) -> tuple[list[Run], list[str]]:
@@ -115,14 +133,33 @@ def find_and_read(places: Sequence[str]) -> tuple[list[Run], list[str]]:
             runs += read_record(path) if path.is_file() else read_folder(path)
         except DamagedFileError as error:
             left_out.append(str(error))
-    known: dict[tuple, Run] = {}
+    copies: dict[tuple, list[Run]] = {}
     for run in runs:
         # Seconds are measured to the last digit: two runs that agree in them are copies of one.
         mark = (run.prefix, run.seed, run.summary.get("train_seconds"), run.summary.get("eval_seconds"),
                 run.summary["acc@1"])
-        if known.setdefault(mark, run) is not run:
-            left_out.append(f"{run.name} is a copy of {known[mark].name}, which counts once.")
-    return list(known.values()), left_out
+        copies.setdefault(mark, []).append(run)
+    found = []
+    for several in copies.values():
+        taken, *others = by_preference(several)
+        found.append(taken)
+        left_out += [f"{other.name} is a copy of {taken.name}, which is taken: {why_taken(taken, other)}."
+                     for other in others]
+    return found, left_out
+
+
+def by_preference(runs: Sequence[Run]) -> list[Run]:
+    """Of runs of which one is to count: the one with most of its files first, then the newest, then by name."""
+    if len(runs) == 1:  # as nearly always: no file has to be read
+        return list(runs)
+    return sorted(sorted(runs, key=lambda run: run.name), key=lambda run: run.kept, reverse=True)
+
+
+def why_taken(taken: Run, other: Run) -> str:
+    (parts, ended), (other_parts, other_ended) = taken.kept, other.kept
+    if parts != other_parts:
+        return "it has more of its files"
+    return "it is newer" if ended != other_ended else "its name comes first"
 
 
 def find(places: Sequence[str]) -> Iterator[Path]:

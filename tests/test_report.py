@@ -5,6 +5,7 @@ import io
 import json
 import re
 import resource
+import shlex
 import shutil
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from run_folders import write_run
 
 import report
 import utils
+from configs.base import parse
 from results.record import make_record
 
 CHROMIUM = shutil.which("chromium")
@@ -38,6 +40,10 @@ def table(*words: object, capsys) -> list[dict[str, str]]:
     code, out, err = run_report(*words, "--csv", "-", "--html", "none", capsys=capsys)
     assert code == 0, err
     return list(csv.DictReader(io.StringIO(out)))
+
+
+def in_one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 # ---- what is averaged, and what is compared ----
@@ -76,20 +82,70 @@ def test_what_does_not_compare_is_in_a_table_of_its_own_with_the_reason(other, r
     assert any(line["seeds"] == "1 2" for line in lines if line["choice"] == "batch vote over 20")
     assert not any(line["seeds"] == "1 2 3" for line in lines if line["choice"].startswith("batch vote"))
     _, out, _ = run_report(tmp_path, "--html", "none", capsys=capsys)
-    assert re.search(rf"Not compared with table 1: [^.]*{reason}", out)
+    assert re.search(rf"Not compared with table 1(, nor with each other)?: [^.]*{reason}", in_one_line(out))
+
+
+def test_tables_of_one_line_with_one_reason_stand_under_one_heading(tmp_path, capsys):
+    """Of three data sets with a line each, and one with several, whose tables come first and are ranked."""
+    write_run(tmp_path / "a", 1, level=70)
+    write_run(tmp_path / "b", 1, level=90, lr=0.5)
+    write_run(tmp_path / "c", 1, setting="task-incremental")
+    write_run(tmp_path / "d", 1, setting="task-incremental", choice="nothing to choose")
+    for number, name in enumerate(("Split-A", "Split-B", "Split-C")):
+        write_run(tmp_path / name, 1, data=str(number) * 64, dataset=name, choice="nothing to choose",
+                  level=50 + number)
+    _, out, _ = run_report(tmp_path, "--html", tmp_path / "r.html", "--markdown", tmp_path / "r.md", capsys=capsys)
+    text = in_one_line(out)
+    assert re.findall(r"^Table (\d+)", out, re.MULTILINE) == list("1234567"), "all are there, in order"
+    assert ("Tables 5, 6 and 7: one line each Not compared with table 1, nor with each other: other data, split or "
+            "order of classes.") in text
+    assert "Not compared with table 1: another setting" in text
+    for path in ("r.html", "r.md"):
+        written = in_one_line((tmp_path / path).read_text())
+        assert written.count("nor with each other") == 1
+        assert "Table 6: class-incremental, prompts chosen per image, or none to choose<br>Split-B, 6 cl" in written
+    lines = table(tmp_path, capsys=capsys)
+    assert len({line["table"] for line in lines if line["data"] != lines[0]["data"]}) == 3, "still three tables"
+
+
+def test_a_record_without_names_of_classes_is_of_the_same_images(tmp_path, capsys):
+    write_run(tmp_path / "new", 1)
+    write_run(tmp_path / "old", 2, classes=0)
+    lines = table(tmp_path, capsys=capsys)
+    assert [line["seeds"] for line in lines] == ["1 2", "1 2"]
+    assert "6 classes" in lines[0]["data"]
+
+
+def test_a_reason_names_the_options_in_which_the_data_differ(tmp_path, capsys):
+    write_run(tmp_path / "a", 1)
+    write_run(tmp_path / "b", 2, data="e" * 64, num_tasks=2, subsample=7)
+    write_run(tmp_path / "c", 3, data="e" * 64, num_tasks=2, subsample=7, lr=0.5)
+    write_run(tmp_path / "d", 3, lr=0.5)
+    _, out, _ = run_report(tmp_path, "--html", "none", capsys=capsys)
+    assert re.search(r"other data, split or order of classes \(--subsample (7|200), not (200|7); --num_tasks (2|5), "
+                     r"not (5|2)\)\.", in_one_line(out))
 
 
 @pytest.mark.parametrize(("options", "label"), [
     ({"lr": 0.5}, "demo_l2p --lr 0.5"), ({"length": 9}, "demo_l2p --length 9"),
-    ({"prompt_layers": [0, 3]}, "demo_l2p --prompt_layers 0 3"), ({"experiment": "demo_linear"}, "demo_linear")])
+    ({"prompt_layers": [0, 3]}, "demo_l2p --prompt_layers 0 3"), ({"experiment": "demo_linear"}, "demo_linear"),
+    ({"align": True}, "demo_l2p --align"), ({"prompt_pool": False}, "demo_l2p --no-prompt_pool"),
+    ({"clip_grad": None}, "demo_l2p --clip_grad none"), ({"freeze": []}, "demo_l2p --freeze"),
+    ({"model": "my vit"}, "demo_l2p --model 'my vit'")])
 def test_other_options_are_another_line_of_the_same_table(options, label, tmp_path, capsys):
     write_run(tmp_path / "a", 1)
     write_run(tmp_path / "b", 2, level=90, **options)
     lines = [line for line in table(tmp_path, capsys=capsys) if line["table"] == "1"]
     assert [line["runs"] for line in lines] == ["1", "1"]
-    assert lines[0]["method"].startswith(label), "the better one is first"
-    assert lines[1]["method"] == "demo_l2p"
     assert lines[0]["acc@1_std"] == "", "one run has no spread"
+    both = " --size 4 --top_k 2"
+    assert [line["method"].startswith(label.split()[0]) for line in lines] == [True, "linear" not in label]
+    assert lines[1]["method"] == f"demo_l2p{both}", "a line of CSV says all of it"
+    _, out, _ = run_report(tmp_path, "--html", "none", capsys=capsys)
+    assert re.findall(r"^(demo\w+(?: --?.+?)?)  +[89]", out, re.MULTILINE)[:2] == [label, "demo_l2p"], \
+        "the better one is first, and is called as one would type it"
+    assert f"All of them with{both}." in out
+    assert parse(shlex.split(label)).given == {name: options[name] for name in options if name != "experiment"}
 
 
 @pytest.mark.parametrize("options", [
@@ -107,23 +163,40 @@ def test_orders_of_classes_are_averaged_on_request_only(tmp_path, capsys):
     write_run(tmp_path / "other", 3, data="3" * 64, shuffle=True, dataset="Split-MNIST")
     words = [tmp_path, "--html", "none"]
     _, out, _ = run_report(*words, capsys=capsys)
-    assert "--over_orders averages over it" in out
+    assert "--over_orders averages over it" in in_one_line(out)
     assert max(int(line["runs"]) for line in table(tmp_path, capsys=capsys)) == 1
     lines = table(tmp_path, "--over_orders", capsys=capsys)
     assert sorted({line["seeds"] for line in lines}) == ["1 2", "3"], "another data set stays apart"
 
 
-def test_a_seed_that_was_run_again_and_a_copy_count_once(tmp_path, capsys):
-    first = write_run(tmp_path / "a", 1)
-    shutil.copytree(first, tmp_path / "copy")
-    write_run(tmp_path / "b", 2)
-    again = json.loads((write_run(tmp_path / "c", 2) / "summary.json").read_text())
-    (tmp_path / "c" / "summary.json").write_text(json.dumps(again | {"train_seconds": 99.0}))
+def test_of_copies_the_whole_one_counts_and_the_others_are_named(tmp_path, capsys):
+    whole = write_run(tmp_path / "whole", 1)
+    cut, later = (shutil.copytree(whole, tmp_path / name) for name in ("a", "z"))
+    (cut / "log.jsonl").unlink()
+    _, _, err = run_report(tmp_path, "--html", "none", capsys=capsys)
+    assert err.splitlines() == [
+        f"report.py: left out: {later} is a copy of {whole}, which is taken: its name comes first.",
+        f"report.py: left out: {cut} is a copy of {whole}, which is taken: it has more of its files."]
+    assert [line["seeds"] for line in table(tmp_path, capsys=capsys)] == ["1", "1"]
+
+    (whole / "log.jsonl").write_text("[cut short")
+    _, _, err = run_report(tmp_path, "--html", "none", capsys=capsys)
+    assert f"{cut} is a copy of {later}, which is taken: it has more of its files." in err
+    assert f"{whole} is a copy of {later}, which is taken: it has more of its files." in err
+
+
+def test_of_a_seed_that_was_run_again_the_newest_counts(tmp_path, capsys):
+    first, again = (write_run(tmp_path / name, 2) for name in ("a", "b"))
+    write_run(tmp_path / "other", 1)
+    rows = [json.loads(line) | {"time": 99.0} for line in (again / "log.jsonl").read_text().splitlines()]
+    (again / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, out, err = run_report(tmp_path, "--html", "none", capsys=capsys)
-    assert code == 0
-    assert "c repeats seed 2" in out
-    assert "copy is a copy of" in err
-    assert table(tmp_path, capsys=capsys)[0]["seeds"] == "1 2"
+    assert (code, err) == (0, "")
+    assert f"{first} repeats seed 2 of {again}, which is taken: it is newer." in in_one_line(out)
+    line = table(tmp_path, capsys=capsys)[0]
+    assert line["seeds"] == "1 2"
+    accs = [json.loads((tmp_path / name / "summary.json").read_text())["acc@1"] for name in ("other", "b")]
+    assert float(line["acc@1_mean"]) == pytest.approx(mean(accs))
 
 
 def test_an_evaluation_that_measured_something_else_is_told_apart(tmp_path, capsys):
@@ -238,7 +311,7 @@ def test_every_format_has_the_numbers_and_escapes(tmp_path, capsys):
     assert number in latex
     assert r"Split\_\&50\%|x" in latex
     assert "Split_&amp;50%|x" in page
-    assert r"-{}-dataset Split\_" in latex, "LaTeX would join the two dashes"
+    assert r"-{}-dataset 'Split\_" in latex, "LaTeX would join the two dashes"
     assert files["pdf"].read_bytes().startswith(b"%PDF")
     pictures = {path.name for path in (tmp_path / "numbers").iterdir()}
     assert len(pictures) == page.count("<figure>")
@@ -268,6 +341,32 @@ def test_every_picture_has_a_title_and_labels_of_its_axes(options, tmp_path, cap
     code, _, err = run_report(tmp_path / "runs", "--html", tmp_path / "r.html", capsys=capsys)
     assert (code, len(err.splitlines())) == (0, 1), err
     check_pictures((tmp_path / "r.html").read_text())
+
+
+def test_pictures_that_are_not_drawn_are_mentioned(tmp_path, capsys):
+    """Of six data sets with three methods each, so of more tables and methods than a page draws."""
+    for number, (data, experiment) in enumerate((data, lr) for data in "123456" for lr in (0.1, 0.2, 0.3)):
+        write_run(tmp_path / "runs" / str(number), 1, data=data * 64, dataset=f"Split-{data}", lr=experiment,
+                  choice="nothing to choose", pool=False)
+    code, _, err = run_report(tmp_path / "runs", "--html", tmp_path / "r.html", "--csv_pictures", tmp_path / "numbers",
+                              capsys=capsys)
+    page = (tmp_path / "r.html").read_text()
+    names = {path.stem for path in (tmp_path / "numbers").iterdir()}
+    assert code == 0
+    assert {name for name in names if "_acc" in name and "matrix" not in name} == {f"table{n}_acc" for n in range(1, 7)}
+    assert {name.partition("_")[0] for name in names if "method1" in name} == {f"table{n}" for n in range(1, 6)}, \
+        "the best method of each table, not all of the first table"
+    assert "left out: the pictures of 13 methods, of which there would be too many; give fewer folders" in err
+    assert page.count("Not drawn: the pictures of 2 more methods.") == 5
+    assert page.count("Not drawn: the pictures of 3 more methods.") == 1
+
+
+def test_curves_that_were_not_measured_are_mentioned(tmp_path, capsys):
+    """The log of these runs has no accuracy of prompts chosen per image, which only the summary has."""
+    write_run(tmp_path / "runs" / "a", 1)
+    run_report(tmp_path / "runs", "--html", tmp_path / "r.html", capsys=capsys)
+    page = (tmp_path / "r.html").read_text()
+    assert "No curves of demo_l2p --size 4 --top_k 2: not measured in this way after every task." in page
 
 
 def check_pictures(page: str) -> int:
@@ -454,7 +553,8 @@ def test_a_thousand_runs_of_a_hundred_classes_take_less_than_twenty_seconds(tmp_
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     of_the_processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr.count("\n") == 2
+    assert "the pictures of 195 methods" in done.stderr
     assert "1,000 runs" in (tmp_path / "r.html").read_text()
     print(f"{seconds:.1f} s, {of_the_processor:.1f} s of a processor")
     assert of_the_processor < 20, "on a machine that does nothing else; the tests' own may"

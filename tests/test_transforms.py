@@ -6,6 +6,7 @@ import inspect
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import transforms
 from torchvision.transforms import functional
 from torchvision.transforms.functional import InterpolationMode
@@ -14,8 +15,9 @@ from continual_datasets.transforms import (
     CROP_UNIFORMS,
     EvalTransform,
     TrainTransform,
-    crop_and_resize,
+    crop_taps,
     draw_crops,
+    resample,
     resize_taps,
 )
 from errors import InputError
@@ -51,6 +53,10 @@ def resized_by_torchvision(images_BHWC: torch.Tensor, boxes_B4: torch.Tensor, si
         for image, box in zip(images_BHWC, boxes_B4.tolist(), strict=True)
     ]
     return torch.stack([functional.pil_to_tensor(crop) for crop in crops]).float()
+
+
+def crop_and_resize(images_BHWC: torch.Tensor, boxes_B4: torch.Tensor, flip_B: torch.Tensor, size: int) -> torch.Tensor:
+    return resample(images_BHWC, *crop_taps(boxes_B4, flip_B, *images_BHWC.shape[1:3], size))
 
 
 def no_flip(count: int) -> torch.Tensor:
@@ -217,24 +223,41 @@ def test_an_image_is_transformed_alike_in_any_batch():
         assert torch.equal(evaluation(images_BHWC[alone]), together[1][alone])
 
 
-def test_shapes_do_not_depend_on_data():
+class OnMeta(TorchDispatchMode):
+    """Collects the types of all that is computed on the meta device."""
+
+    def __init__(self):
+        super().__init__()
+        self.types = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        parts = result if isinstance(result, tuple | list) else [result]
+        self.types |= {part.dtype for part in parts if isinstance(part, torch.Tensor) and part.is_meta}
+        return result
+
+
+def test_shapes_do_not_depend_on_data_and_a_device_needs_no_double():
     """A tensor on the meta device has no values: reading one, as a wait for the GPU would, raises."""
     images_BHWC = torch.empty(5, 32, 40, 3, dtype=torch.uint8, device="meta")
-    uniforms_BU = torch.empty(5, TrainTransform.num_uniforms, device="meta")
-    assert TrainTransform(64, mean=MEAN, std=STD)(images_BHWC, uniforms_BU).shape == (5, 3, 64, 64)
-    assert EvalTransform(64)(images_BHWC).shape == (5, 3, 64, 64)
+    with OnMeta() as found:
+        train = TrainTransform(64, mean=MEAN, std=STD)(images_BHWC, numbers(5, TrainTransform.num_uniforms))
+        assert train.shape == (5, 3, 64, 64)
+        assert EvalTransform(64)(images_BHWC).shape == (5, 3, 64, 64)
+    assert torch.float32 in found.types
+    assert torch.float64 not in found.types, "which Apple's mps has not"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_gpu_computes_the_same_pixels_without_waiting():
     images_BHWC, uniforms_BU = pictures(9, 40, 64), numbers(9, TrainTransform.num_uniforms)
     train, evaluation = TrainTransform(96), EvalTransform(96)
-    on_gpu = images_BHWC.cuda(), uniforms_BU.cuda()
-    evaluation(on_gpu[0])  # the first call for a size makes its taps, and may wait
+    on_gpu = images_BHWC.cuda()
+    evaluation(on_gpu)  # the first call for a size makes its taps, and may wait
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        results = train(*on_gpu), evaluation(on_gpu[0])
+        results = train(on_gpu, uniforms_BU, lambda taps: taps.to("cuda", non_blocking=True)), evaluation(on_gpu)
     finally:
         torch.cuda.set_sync_debug_mode(mode)
     expected = train(images_BHWC, uniforms_BU), evaluation(images_BHWC)
@@ -258,5 +281,6 @@ def test_wrong_arguments_are_refused():
         EvalTransform(8)(images_BHWC.float())
     with pytest.raises(ValueError, match="3\\]"):
         EvalTransform(8)(images_BHWC[..., :1])
-    with pytest.raises(ValueError, match="uniform numbers"):
-        TrainTransform(8)(images_BHWC, uniforms_BU[:, 1:])
+    for wrong in (uniforms_BU[:, 1:], uniforms_BU.to("meta")):
+        with pytest.raises(ValueError, match="uniform numbers"):
+            TrainTransform(8)(images_BHWC, wrong)
