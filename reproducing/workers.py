@@ -1,6 +1,7 @@
 """Where runs happen: processes on this machine, one on each GPU or several on its cores; or an array job of Slurm."""
 
 import ctypes
+import itertools
 import os
 import shlex
 import shutil
@@ -118,7 +119,8 @@ def submit(runs: Sequence[Run], folder: Path) -> str:
     if not shutil.which("sbatch"):
         raise InputError("--slurm: there is no sbatch on this machine; submit where Slurm is, or leave --slurm out.")
     folder.mkdir(parents=True, exist_ok=True)
-    lines = folder / "runs.txt"
+    # A name of its own: jobs of an earlier array read their lines when they start, or start again.
+    lines = next(path for number in itertools.count(1) if not (path := folder / f"runs-{number}.txt").exists())
     lines.write_text("".join(shlex.join(run.words) + "\n" for run in runs))
     command = ["sbatch", f"--array=1-{len(runs)}", "--parsable", f"--chdir={Path.cwd()}",
                f"--output={folder.absolute()}/slurm-%A_%a.out", str(CODE / "train.sh"), f"@{lines.absolute()}"]
