@@ -1,16 +1,18 @@
 """Unpacking what data sets are published as: whole or not at all, and never outside the folder meant for it."""
 
 import gzip
+import math
 import os
 import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from continual_datasets.parts import is_system_name
 from errors import InputError
+from output_lock import OutputLock
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -31,6 +33,16 @@ def _stem(archive: Path) -> str:
     return archive.name[:-len(suffix)]
 
 
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Keep other runs from fetching and unpacking into `folder`: those of an array all begin at the same time."""
+    with ExitStack() as held:
+        with suppress(OSError):  # where nothing can be written, what writes says so
+            folder.mkdir(parents=True, exist_ok=True)
+            held.callback(OutputLock(str(folder), patience=math.inf).release)
+        yield
+
+
 def unpacked(archive: Path) -> Path:
     """The folder beside `archive` that bears its name, made from it unless it is there.
 
@@ -42,7 +54,11 @@ def unpacked(archive: Path) -> Path:
         raise InputError(f"--data_path: {archive} has nothing before its ending, and so no name for the folder that it "
                          "is unpacked to; rename it.")
     folder = archive.with_name(stem)
-    if not folder.is_dir():
+    if folder.is_dir():
+        return folder
+    with one_at_a_time(archive.parent):
+        if folder.is_dir():  # made by another run meanwhile
+            return folder
         with _extracted(archive) as made:
             inside = {path.name: path for path in made.iterdir()
                       if path.is_dir() and not is_system_name(path.name)}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from continual_datasets.archives import unpack_gz, unpack_into
+from continual_datasets.archives import one_at_a_time, unpack_gz, unpack_into
 from continual_datasets.images import LabelledImages, images_in_files, images_in_memory
 from continual_datasets.scenario import Dataset
 from errors import InputError
@@ -112,9 +112,7 @@ def _images(root: Path, data: Any) -> LabelledImages:
 # ---- files ----
 def _obtain(data_path: str, download: bool, of: Published, root: Path, sources: list[Source]) -> None:
     """Unpack what is there, fetch what is not."""
-    wanted = [source for source in sources if not all(path.exists() for path in source.gives)]
-    found = {source.path: _find(source, root) for source in wanted}
-    absent = [source for source in wanted if found[source.path] is None]
+    wanted, absent, _ = _look(sources, root)
     folder = sources[0].gives[0].parent
     if absent and not download:
         missing = [path for source in absent for path in source.gives if not path.exists()]
@@ -123,11 +121,22 @@ def _obtain(data_path: str, download: bool, of: Published, root: Path, sources: 
         raise InputError(f"--data_path {data_path}: no {', '.join(path.name for path in missing)} in "
                          f"{missing[0].parent}{''.join(others[:1])}; give the folder that holds {of.layout}, add "
                          f"--download to fetch {of.title} into it, {NO_DATA_HINT}")
-    for source in absent:
-        _fetch(data_path, of.title, folder, source)
-        found[source.path] = source.path
-    for source in wanted:
-        _unpack(data_path, source, found[source.path])
+    if not wanted:
+        return
+    with one_at_a_time(root):
+        wanted, absent, found = _look(sources, root)  # another run may have done some of it meanwhile
+        for source in absent:
+            _fetch(data_path, of.title, folder, source)
+            found[source.path] = source.path
+        for source in wanted:
+            _unpack(data_path, source, found[source.path])
+
+
+def _look(sources: list[Source], root: Path) -> tuple[list[Source], list[Source], dict[Path, Path | None]]:
+    """The sources whose files are not all there; those of them that have to be fetched; and where each one lies."""
+    wanted = [source for source in sources if not all(path.exists() for path in source.gives)]
+    found = {source.path: _find(source, root) for source in wanted}
+    return wanted, [source for source in wanted if found[source.path] is None], found
 
 
 def _unpack(data_path: str, source: Source, found: Path) -> None:

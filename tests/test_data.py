@@ -9,6 +9,7 @@ import pickle
 import socket
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -238,6 +239,18 @@ def test_download_fetches_unpacks_and_checks_and_then_never_again(archive_server
     for download in (True, False):
         assert_holds_what_was_written(read_cifar100(str(tmp_path / "data"), download), archive_server.source)
     assert len(archive_server.requests) == asked
+
+
+def test_runs_that_begin_at_the_same_time_fetch_once(archive_server, tmp_path):
+    """As those of an array do: each waits for the one that fetches, then finds what it made."""
+    with ThreadPoolExecutor(3) as pool:
+        found = [future.result() for future in [pool.submit(read_cifar100, str(tmp_path / "data"), True)
+                                                for _ in range(3)]]
+    for data in found:
+        assert_holds_what_was_written(data, archive_server.source)
+    alone = len(archive_server.requests)
+    read_cifar100(str(tmp_path / "other"), True)
+    assert len(archive_server.requests) == 2 * alone
 
 
 def test_an_archive_with_another_checksum_is_refused(archive_server, monkeypatch, tmp_path):

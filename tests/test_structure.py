@@ -47,7 +47,7 @@ ALLOWED = {  # room (a top-level file or folder): the rooms that it may import; 
     "report": {"configs", "errors", "reporting"},
     "reporting": {"configs", "errors", "metrics", "plots"},
     "records": {"continual_datasets", "errors", "models", "utils"},
-    "continual_datasets": {"errors", "paths", "utils"},
+    "continual_datasets": {"errors", "output_lock", "paths", "utils"},
     "configs": {"errors", "paths"},
     "prompt": {"errors"},
     "prompt_methods": {"errors", "prompt"},
