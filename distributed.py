@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import zlib
@@ -192,3 +193,9 @@ def _whole_number(env: Mapping[str, str], name: str, default: int) -> int:
         raise InputError(f"the environment says {name}={text}, which is no number of a process: remove it, or start "
                          "with torchrun, mpirun or srun.")
     return int(text)
+
+
+def warn(processes: Processes, text: str) -> None:
+    """A warning, said once for all processes."""
+    if processes.is_main:
+        print(f"main.py: warning: {text}", file=sys.stderr)

@@ -8,16 +8,26 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from configs import experiment_names, load_experiment
-from configs.base import OPTIONS, Command, build_parser, default_options, parse
+from configs.base import Command, build_parser, parse
 from configs.checks import check
-from distributed import Processes, end_with_launcher, processes_from_environment, speaks_for_its_machine
+from distributed import Processes, end_with_launcher, processes_from_environment, speaks_for_its_machine, warn
 from errors import DamagedFileError, InputError
+from resuming import check_what_is_evaluated, find_where_to_go_on, mend_checkpoints, with_saved_options
+
+if TYPE_CHECKING:  # loaded late, so that a mistyped option is answered at once
+    import torch
+
+    from continual_datasets import Scenario
+    from engine import Continual, Reporter, RunState
+    from models import PromptedViT
+    from run_folder import Checkpoints
+    from training import Recipe
 
 
 def main(argv: Sequence[str] | None = None, stop_signals: Sequence[int] = ()) -> int:
@@ -138,59 +148,6 @@ def run(command: Command, stop_signals: Sequence[int] = ()) -> Outcome:
     return outcome
 
 
-def with_saved_options(command: Command) -> Command:
-    """For --eval and --resume: the options saved with the run, where the command line does not change them.
-
-    Raises:
-        InputError: no run to evaluate, or an option given that would make it another run; each is named.
-    """
-    import run_folder
-
-    options, given = command.options, dict(command.given)
-    warnings = list(command.warnings)
-    if "output_dir" not in given and (options["eval"] or options["resume"]):
-        found, warning = run_folder.find_run(command.experiment, command.named, options["eval"])
-        options = options | {"output_dir": found}
-        warnings += [warning] if warning else []
-    folder = options["output_dir"]
-    goes_on = options["resume"] and folder and run_folder.holds_run(folder)
-    if not (options["eval"] or goes_on):
-        return replace(command, options=options, warnings=warnings)
-    config = run_folder.read_config(folder)
-    defaults = default_options(load_experiment(config["experiment"]))
-    saved = defaults | config["options"]
-    if goes_on:  # go on as `auto` was understood, and let `auto` stand in the command line
-        saved["precision"] = config.get("precision", "fp32")
-        if given.get("precision") == "auto":
-            del given["precision"]
-
-    free = free_to_change(options["eval"], saved, given)
-    changed = [f"--{name} {value}" for name, value in given.items() if name not in free and value != saved[name]]
-    if command.named and command.experiment != config["experiment"]:
-        changed.insert(0, command.experiment)
-    if changed:
-        raise InputError(f"{'--resume' if goes_on else '--eval'}: the run in {folder} was made by "
-                         f"{config['experiment']} with other values than {', '.join(changed)}; leave these out, or "
-                         "name another --output_dir.")
-    own = {name: value for name, value in defaults.items() if OPTIONS[name].run_only} | {"output_dir": folder}
-    return Command(config["experiment"], saved | own | given, given, warnings, command.named,
-                   turn_photos=config.get("turn_photos", False))
-
-
-def free_to_change(evaluates: bool, saved: dict[str, Any], given: dict[str, Any]) -> set[str]:
-    """The options that may differ from those saved with a run, when it is evaluated or goes on."""
-    from continual_datasets.class_orders import is_drawn
-
-    free = {name for name, option in OPTIONS.items() if option.run_only}
-    free |= {"device", "data_path", "init_checkpoint"}
-    if evaluates:  # what is measured may change, what was trained may not
-        free |= {"batch_size", "batchwise_prompt", "compile", "eval_per_image", "precision", "task_inc", "world_size"}
-    orders = [options.get("class_order") or "seed" for options in (saved, given)]
-    if not any(map(is_drawn, orders)):  # a file that was moved: its content is compared with scenario.json
-        free.add("class_order")
-    return free
-
-
 def check_output_dir(options: dict[str, Any]) -> None:
     """Refuse to write over a run, or where nothing can be written; makes nothing."""
     import run_folder
@@ -211,23 +168,24 @@ def check_output_dir(options: dict[str, Any]) -> None:
                          "it, --overwrite to remove it, or name another folder.")
 
 
-def build_and_run(command: Command, processes, device, precision: str, stop_signals: Sequence[int],
-                  started: float) -> Outcome:
-    from build import (
-        build_batches,
-        build_recipe,
-        check_optimizer,
-        check_recipe,
-        position_note,
-        read_scenario,
-        scenario_warnings,
-    )
-    from engine import Continual
-    from interruption import STOP_SIGNALS, StopRequest
-    from models import QueryCache, build_model, resolve_model_name
-    from records import describe_run, opening_lines
-    from run_folder import Checkpoints, check_scenario
-    from utils import from_main_process, main_process_first
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, before it is known where it begins."""
+
+    scenario: "Scenario"
+    model: "PromptedViT"
+    recipe: "Recipe"
+    config: dict[str, Any]
+    """What config.json will hold."""
+
+
+def build_parts(command: Command, processes: Processes, device: "torch.device", precision: str) -> Parts:
+    """Read the data, build the model and bring it to the device; warn of what a user should know of them."""
+    from build import build_recipe, check_optimizer, check_recipe, read_scenario, scenario_warnings
+    from models import build_model, resolve_model_name
+    from records import describe_run
+    from run_folder import check_scenario
+    from utils import main_process_first
 
     options = command.options
     check_optimizer(options["opt"])
@@ -255,9 +213,25 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
         if processes.is_main:
             print(compilation_note(options["batch_size"]), flush=True)
         model.compile(options["batch_size"])
+    return Parts(scenario, model, recipe, config)
 
+
+def build_and_run(command: Command, processes: Processes, device: "torch.device", precision: str,
+                  stop_signals: Sequence[int], started: float) -> Outcome:
+    """Build everything, find where the run goes on, say what it is, and carry it out."""
+    from build import build_batches
+    from engine import Continual
+    from interruption import STOP_SIGNALS, StopRequest
+    from models import QueryCache
+    from records import opening_lines
+    from run_folder import Checkpoints
+    from utils import from_main_process
+
+    options = command.options
+    parts = build_parts(command, processes, device, precision)
+    scenario, model, recipe = parts.scenario, parts.model, parts.recipe
     names = {task: scenario.name_of(task) for task in scenario.evaluated_after}
-    checkpoints = Checkpoints(Path(options["output_dir"] or os.devnull), names, config, model.learned_state())
+    checkpoints = Checkpoints(Path(options["output_dir"] or os.devnull), names, parts.config, model.learned_state())
     with ExitStack() as claims:
         if trains(options) and options["output_dir"]:
             from_main_process(processes, lambda: claim(options, claims))
@@ -266,75 +240,36 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
             resume_from = find_where_to_go_on(checkpoints, model, recipe, scenario, processes)
         if options["eval"]:
             check_what_is_evaluated(checkpoints, processes)
-        reporter = build_reporter(options, config, model, scenario, processes, resume_from, device, started)
-        batches = build_batches(options, model, device, processes)
-        said = notes(options, model, processes, device, precision)
-        if processes.is_main and trains(options) and not resume_from:
-            said.append(position_note(model, batches, scenario))
-        for line in opening_lines(config, scenario, said, recipe.lr if list(model.trained_parameters()) else None):
+        reporter = build_reporter(options, parts, processes, resume_from, device, started)
+        stop = StopRequest(processes.world_size, {*STOP_SIGNALS, *stop_signals})
+        continual = Continual(model, scenario, build_batches(options, model, device, processes), recipe, processes,
+                              reporter, device, QueryCache(), stop)
+        begins = trains(options) and not resume_from
+        for line in opening_lines(parts.config, scenario, notes(continual, options, precision, begins),
+                                  recipe.lr if list(model.trained_parameters()) else None):
             reporter.say(line)
         if resume_from and processes.is_main:
             mend_checkpoints(checkpoints, resume_from, reporter)
-
-        stop = StopRequest(processes.world_size, {*STOP_SIGNALS, *stop_signals})
-        continual = Continual(model, scenario, batches, recipe, processes, reporter, device, QueryCache(), stop)
         return carry_out(continual, options, checkpoints, resume_from)
 
 
-def notes(options: dict[str, Any], model, processes: Processes, device, precision: str) -> list[str | None]:
-    """What the head has to say of itself, and the main process of this CPU."""
-    from build import precision_note
+def notes(continual: "Continual", options: dict[str, Any], precision: str, begins: bool) -> list[str | None]:
+    """What the main process has to say of the head, of this CPU, and of the prompts of a run that begins."""
+    from build import position_note, precision_note
 
-    if not processes.is_main:
+    model = continual.model
+    if not continual.processes.is_main:
         return []
-    return [model.head.note, precision_note(precision, model, device, options["batch_size"])]
+    said = [model.head.note, precision_note(precision, model, continual.device, options["batch_size"])]
+    return [*said, position_note(model, continual.batches, continual.scenario)] if begins else said
 
 
 def trains(options: dict[str, Any]) -> bool:
     return not (options["eval"] or options["speed_test_only"])
 
 
-def find_where_to_go_on(checkpoints, model, recipe, scenario, processes: Processes) -> dict[str, Any] | None:
-    """The content of the last checkpoint, in every process; None where the run has saved nothing yet."""
-    import run_folder
-    from build import training_example
-    from saved_files import Run
-    from utils import from_main_process
-
-    state = Run(scenario.evaluated_after, len(scenario.tasks), recipe.epochs, scenario.num_shared_tests,
-                model.prompt.top_k)
-
-    def find() -> tuple[dict[str, Any] | None, str | None]:
-        content, warning = checkpoints.last(state, training_example(recipe, model))
-        if content is not None:
-            training_example(recipe, model, content)
-            content["statistics"] = checkpoints.statistics(content, model.head.statistics())
-        return content, warning
-
-    content, warning = from_main_process(processes, find)
-    if warning:
-        warn(processes, warning)
-    if content is not None:
-        before = run_folder.read_config(str(checkpoints.folder)).get("hardware", {}).get("device")
-        now = checkpoints.config["hardware"]["device"]
-        if before != now:
-            warn(processes, f"the run began on {before} and goes on on {now}: its numbers will differ in their last "
-                            "bits from those of a run on one of them.")
-    return content
-
-
-def check_what_is_evaluated(checkpoints, processes: Processes) -> None:
-    """Look at the data and at every checkpoint, before anything is evaluated. Raises InputError."""
-    import run_folder
-
-    if warning := run_folder.other_data(str(checkpoints.folder), checkpoints.config):
-        warn(processes, warning)
-    for _ in checkpoints.of_all_tasks():
-        pass  # read and found in order
-
-
-def build_reporter(options: dict[str, Any], config: dict[str, Any], model, scenario, processes: Processes,
-                   resume_from: dict[str, Any] | None, device, started: float):
+def build_reporter(options: dict[str, Any], parts: Parts, processes: Processes, resume_from: dict[str, Any] | None,
+                   device: "torch.device", started: float) -> "Reporter":
     import outputs
     import run_folder
     from continual_datasets import manifest_bytes
@@ -345,29 +280,17 @@ def build_reporter(options: dict[str, Any], config: dict[str, Any], model, scena
     if options["overwrite"]:
         run_folder.remove_run(options["output_dir"])
     if options["speed_test_only"]:
-        return outputs.SpeedReporter(options["output_dir"], config)
+        return outputs.SpeedReporter(options["output_dir"], parts.config)
     return outputs.Reporter(
-        options["output_dir"], scenario=scenario, epochs=options["epochs"], config=config,
-        top_k=model.prompt.top_k, keep_log=resume_from["log_bytes"] if resume_from else None,
-        evaluation=options["eval"], manifest=manifest_bytes(scenario), peak_memory=lambda: peak_memory(device),
+        options["output_dir"], scenario=parts.scenario, epochs=options["epochs"], config=parts.config,
+        top_k=parts.model.prompt.top_k, keep_log=resume_from["log_bytes"] if resume_from else None,
+        evaluation=options["eval"], manifest=manifest_bytes(parts.scenario), peak_memory=lambda: peak_memory(device),
         started=started)
 
 
-def mend_checkpoints(checkpoints, resume_from: dict[str, Any], reporter) -> None:
-    """Say which checkpoints of the tasks that are done are unusable; the newest is written again from last.pth."""
-    run = resume_from["run"]
-    newest = run["task"] - 1
-    for task, (name, fault) in checkpoints.unusable(run["task"]).items():
-        if task == newest and run["epoch"] == run["step"] == 0:
-            reporter.save(name, {"model": resume_from["model"], "task": task})
-            reporter.warn(f"{fault.rstrip('.')}. It was written again from last.pth.")
-        else:
-            reporter.warn(f"{fault.rstrip('.')}. The run goes on, but --eval needs this checkpoint.")
-
-
-def carry_out(continual, options: dict[str, Any], checkpoints, resume_from) -> Outcome:
+def carry_out(continual: "Continual", options: dict[str, Any], checkpoints: "Checkpoints",
+              resume_from: dict[str, Any] | None) -> Outcome:
     """Measure, train or evaluate, as the options say."""
-    import run_folder
     from engine import NonFiniteLossError, RunState
     from interruption import Interrupted
     from models import QueryCache
@@ -391,12 +314,7 @@ def carry_out(continual, options: dict[str, Any], checkpoints, resume_from) -> O
     try:
         with continual.stop:  # until all is said: a terminal that was closed counts as a signal, and must not kill
             try:
-                if options["eval"]:
-                    for content in checkpoints.of_all_tasks():
-                        continual.model.load_learned_state(content["model"])
-                        continual.evaluate_till_now(content["task"], run)
-                else:
-                    run = continual.run(resume_from)
+                run = evaluate_again(continual, checkpoints, run) if options["eval"] else continual.run(resume_from)
             except Interrupted as error:
                 reporter.say(f"main.py: stopped by {error}" + (
                     "." if options["eval"] or not options["output_dir"] else
@@ -407,12 +325,25 @@ def carry_out(continual, options: dict[str, Any], checkpoints, resume_from) -> O
         return Outcome(1)
     finally:
         reporter.close()
-    if not continual.processes.is_main:
-        return Outcome()
+    return conclude(continual, options, checkpoints, run) if continual.processes.is_main else Outcome()
+
+
+def evaluate_again(continual: "Continual", checkpoints: "Checkpoints", run: "RunState") -> "RunState":
+    """Evaluate the checkpoints of all tasks into `run`."""
+    for content in checkpoints.of_all_tasks():
+        continual.model.load_learned_state(content["model"])
+        continual.evaluate_till_now(content["task"], run)
+    return run
+
+
+def conclude(continual: "Continual", options: dict[str, Any], checkpoints: "Checkpoints", run: "RunState") -> Outcome:
+    """Print and write what came out; say so where --eval could not repeat it."""
+    import run_folder
+
     unusable = {}
     if trains(options) and options["output_dir"]:
         unusable = checkpoints.unusable(len(continual.scenario.tasks))
-    summary = reporter.finish(run, [f"{name}.pth" for name, _ in unusable.values()])
+    summary = continual.reporter.finish(run, [f"{name}.pth" for name, _ in unusable.values()])
     if options["eval"]:
         run_folder.take_as_result(checkpoints.folder)
     if not unusable:
@@ -437,11 +368,6 @@ def claim(options: dict[str, Any], claims: ExitStack) -> None:
     lock = OutputLock(options["output_dir"], patience=5.0 if options["resume"] else 0.0)
     claims.callback(lock.release)
     check_output_dir(options)
-
-
-def warn(processes: Processes, text: str) -> None:
-    if processes.is_main:
-        print(f"main.py: warning: {text}", file=sys.stderr)
 
 
 def leave(code: int) -> NoReturn:

@@ -21,6 +21,7 @@ from configs.base import build_parser, parse
 from configs.launcher import PROGRAM, Submission, help_groups, read_submission
 from errors import InputError
 from paths import outside_path
+from resuming import with_saved_options
 
 MAX_TIMEOUTS = 1000
 """How often submitit may requeue a job whose time is over: in effect, until the run is finished."""
@@ -177,7 +178,7 @@ def job_words(submission: Submission, job_dir: Path) -> list[str]:
     if "%j" not in output_dir:
         given["output_dir"] = options["output_dir"] = output_dir
         program.check_output_dir(options)
-        program.with_saved_options(submission.command)
+        with_saved_options(submission.command)
     if not (options["eval"] or options["speed_test_only"]):
         words.append("--resume")
     if "device" not in given:  # a job that asked for GPUs fails without them, and one that did not takes none

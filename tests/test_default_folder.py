@@ -9,6 +9,7 @@ import main
 from configs import load_experiment
 from configs.base import default_options, parse
 from errors import InputError
+from resuming import with_saved_options
 
 
 def make_run(folder: str, experiment: str, **options: object) -> None:
@@ -66,9 +67,9 @@ def test_where_a_command_goes(case, tmp_path, monkeypatch):
     command = parse(words.split())
     if folder is None:
         with pytest.raises(InputError, match=said):
-            main.with_saved_options(command)
+            with_saved_options(command)
         return
-    found = main.with_saved_options(command)
+    found = with_saved_options(command)
     assert found.options["output_dir"] == folder
     main.check_output_dir(found.options)
     assert found.warnings == ([said] if said else [])
@@ -81,7 +82,7 @@ def test_where_a_command_goes(case, tmp_path, monkeypatch):
 def test_how_a_process_runs_comes_from_the_runs_experiment(mode, tmp_path):
     """Not from the default one, which nobody named."""
     make_run(str(tmp_path / "run"), "demo_l2p", num_workers=3, print_freq=7)
-    command = main.with_saved_options(parse([mode, "--output_dir", str(tmp_path / "run"), "--dist_timeout", "9"]))
+    command = with_saved_options(parse([mode, "--output_dir", str(tmp_path / "run"), "--dist_timeout", "9"]))
     assert parse([]).options["num_workers"] != 0
     assert (command.options["num_workers"], command.options["print_freq"]) == (0, 1000)
     assert command.options["dist_timeout"] == 9

@@ -12,15 +12,17 @@ from fixtures import ROOT
 
 _ASSEMBLERS = {"configs", "continual_datasets", "distributed", "engine", "errors", "metrics", "models", "outputs",
                "output_lock", "paths", "plan", "progress", "prompt", "prompt_methods", "records", "run_folder",
-               "saved_files", "utils"}
+               "resuming", "saved_files", "utils"}
 ALLOWED = {  # room (a top-level file or folder): the rooms that it may import; imports inside a room are its own matter
-    "main": _ASSEMBLERS | {"build", "interruption", "speed_test"},
+    "main": _ASSEMBLERS | {"build", "interruption", "speed_test", "training"},
     "build": {"continual_datasets", "distributed", "errors", "models", "training", "utils"},
     "diagnosis": {"prompt", "utils"},
     "demo": _ASSEMBLERS | {"build"},  # its script assembles, as main does
     "benchmarks": _ASSEMBLERS | {"build", "speed_test", "training"},
     "results": {"records"},
-    "run_with_submitit": {"configs", "errors", "main", "paths"},
+    "run_with_submitit": {"configs", "errors", "main", "paths", "resuming"},
+    "resuming": {"build", "configs", "continual_datasets", "distributed", "errors", "run_folder", "saved_files",
+                 "utils"},
     "loading": {"build", "configs", "continual_datasets", "distributed", "errors", "kinds", "models", "run_folder",
                 "saved_files", "utils"},
     "predict": {"configs", "continual_datasets", "errors", "loading", "records", "utils"},
