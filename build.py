@@ -28,11 +28,12 @@ from utils import keep_freed_memory
 def choose_device(name: str, processes: Processes) -> torch.device:
     """The torch device of this process, made ready for it. Raises InputError for a device that is not there."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        alone = processes.world_size == 1
+        name = "cuda" if torch.cuda.is_available() else "mps" if alone and torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"--device {name}: there is no such device; use auto, cpu, cuda or cuda:N.") from error
+        raise InputError(f"--device {name}: there is no such device; use auto, cpu, cuda, cuda:N or mps.") from error
     if device.type == "cuda":
         # The same answer in every process of this machine, so that the one that speaks knows of it.
         here, count = processes.local_world_size, torch.cuda.device_count()
@@ -45,11 +46,21 @@ def choose_device(name: str, processes: Processes) -> torch.device:
             raise InputError(f"--device {name} would put {here} processes on one GPU: use --device cuda.")
         device = torch.device("cuda", own if device.index is None else device.index)
         torch.cuda.set_device(device)
+    elif device.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise InputError(f"--device {name}: torch finds no GPU of Apple's here; use --device cpu.")
+        if processes.world_size > 1:
+            raise InputError(f"--device {name} serves one process, not {processes.world_size}; use --device cpu.")
     elif device.type == "cpu":
         keep_freed_memory()
     else:
-        raise InputError(f"--device {name}: use auto, cpu, cuda or cuda:N.")
+        raise InputError(f"--device {name}: use auto, cpu, cuda, cuda:N or mps.")
     return device
+
+
+def device_warning(device: torch.device) -> str | None:
+    return f"--device {device.type} was never run by those who wrote this program: compare a short run with one of " \
+           "--device cpu." if device.type == "mps" else None
 
 
 def choose_precision(name: str, device: torch.device) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import run_folder
 import saved_files
-from build import build_eval_transform, choose_device
+from build import build_eval_transform, choose_device, device_warning
 from configs import load_experiment
 from configs.base import default_options
 from continual_datasets.large_images import in_rgb, read_picture
@@ -83,6 +83,11 @@ class LoadedRun:
     def device(self) -> torch.device:
         return self.seen_K.device
 
+    @property
+    def warning(self) -> str | None:
+        """What to know of the device that it is on; often nothing."""
+        return device_warning(self.device)
+
     @torch.no_grad()
     def predict(self, images_BCHW: Tensor, number: int = 0) -> list[Prediction]:
         """One answer for each image; each chooses its prompts alone, so an answer depends on no other image.
@@ -110,7 +115,7 @@ def load_run(folder: str | Path, task: int | None = None, device: str = "cpu",
 
     Args:
         task: the state after this task (session, episode), from 1; None: the last that was saved.
-        device: auto, cpu, cuda or cuda:N.
+        device: auto, cpu, cuda, cuda:N or mps.
         init_checkpoint: the backbone's weights, where they no longer lie where the run found them.
 
     Raises:

@@ -132,13 +132,13 @@ def run(command: Command, stop_signals: Sequence[int] = ()) -> Outcome:
 
     import torch  # late, so that a mistyped option is answered at once
 
-    from build import choose_device, choose_precision
+    from build import choose_device, choose_precision, device_warning
     from utils import init_distributed, one_sentence_for_too_little_memory
 
     device = choose_device(options["device"], processes)
     precision = choose_precision(options["precision"], device)
     check_output_dir(options)
-    for warning in warnings:
+    for warning in filter(None, [*warnings, device_warning(device)]):
         warn(processes, warning)
     init_distributed(processes, device, options["dist_url"], timedelta(seconds=options["dist_timeout"]))
     with one_sentence_for_too_little_memory():

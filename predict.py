@@ -66,6 +66,8 @@ def answer(question: Question) -> int:
     from loading import load_run  # late, as torch is: a mistyped option is answered at once
 
     run = load_run(question.run_dir, options["task"], options["device"], options["init_checkpoint"])
+    if run.warning:
+        print(f"{PROGRAM}: warning: {run.warning}", file=sys.stderr)
     for line in opening_lines(run, len(paths)):
         print(line, flush=True)
     unreadable = 0

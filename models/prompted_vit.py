@@ -4,6 +4,7 @@ The backbone's own modules embed, transform and normalise; this file only decide
 Shapes: B batch, T tokens, R tokens that the head reads, D width, P prompt vectors, K classes.
 """
 
+import contextlib
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -253,7 +254,9 @@ class PromptedViT(nn.Module):
         return vit.pos_drop(vectors_BPD)
 
     def _autocast(self, where: Tensor):
-        return torch.autocast(where.device.type, self.autocasts_to, enabled=self.autocasts_to is not None)
+        if self.autocasts_to is None:
+            return contextlib.nullcontext()
+        return torch.autocast(where.device.type, self.autocasts_to)
 
     # ---- what is learned ----
     def trained_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

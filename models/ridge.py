@@ -22,7 +22,7 @@ class RidgeHead(ClosedFormHead):
     chosen anew at every task, from 10⁻⁸ … 10⁸, by the mean squared error on the last fifth of its images (which come in
     shuffled order) of what the others give. Classes not seen yet have the logit -inf.
 
-    G and C are summed and the equations solved in float64, where the device has it.
+    G and C are summed and the equations solved in float64, on the CPU where the device has none (`in_float64`).
 
     Args:
         random_features: M; 0 takes the features as they are.
@@ -64,21 +64,23 @@ class RidgeHead(ClosedFormHead):
     def settle(self, task: int) -> None:
         features_ND, labels_N = (torch.cat(parts) for parts in zip(*self._observed, strict=True))
         self._observed = []
-        targets_NK = F.one_hot(labels_N, self.num_classes).to(exact_type(features_ND.device))
+        one_hot_NK = F.one_hot(labels_N, self.num_classes)
+        targets_NK = in_float64(one_hot_NK)
         statistics = self.statistics()
         for start in range(0, len(features_ND), CHUNK):
-            hidden_NM = self.expand(features_ND[start:start + CHUNK]).to(targets_NK.dtype)
+            hidden_NM = in_float64(self.expand(features_ND[start:start + CHUNK]))
             statistics["gram_MM"].addmm_(hidden_NM.T, hidden_NM)
             statistics["class_sums_MK"].addmm_(hidden_NM.T, targets_NK[start:start + CHUNK])
         self.ridge.fill_(self._best_ridge(features_ND, targets_NK))
-        self.seen_K |= targets_NK.any(0)
-        self.weights_MK.copy_(solve(statistics["gram_MM"], float(self.ridge), statistics["class_sums_MK"]))
+        self.seen_K |= one_hot_NK.any(0)
+        found_MK = solve(statistics["gram_MM"], float(self.ridge), statistics["class_sums_MK"])
+        self.weights_MK.copy_(found_MK.float())
 
     def statistics(self) -> dict[str, Tensor]:
         if self.gram_MM is None:
-            width, device = len(self.weights_MK), self.weights_MK.device
-            self.gram_MM = torch.zeros(width, width, dtype=exact_type(device), device=device)
-            self.class_sums_MK = torch.zeros(width, self.num_classes, dtype=exact_type(device), device=device)
+            width, zero = len(self.weights_MK), in_float64(torch.zeros_like(self.ridge))
+            self.gram_MM = zero.new_zeros(width, width)
+            self.class_sums_MK = zero.new_zeros(width, self.num_classes)
         return {"gram_MM": self.gram_MM, "class_sums_MK": self.class_sums_MK}
 
     def _best_ridge(self, features_ND: Tensor, targets_NK: Tensor) -> float:
@@ -86,13 +88,14 @@ class RidgeHead(ClosedFormHead):
         fitted = len(features_ND) - len(features_ND) // VALIDATION_SHARE
         if fitted == len(features_ND):  # fewer than five images: nothing to choose by
             return 1.0
-        hidden_NM = self.expand(features_ND).to(targets_NK.dtype)
+        hidden_NM = in_float64(self.expand(features_ND))
         errors = squared_errors(hidden_NM[:fitted], targets_NK[:fitted], hidden_NM[fitted:], targets_NK[fitted:])
         return RIDGES[int(torch.stack(errors).argmin())]
 
 
-def exact_type(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
+def in_float64(values: Tensor) -> Tensor:
+    """The same values in float64: on their device, or on the CPU where theirs has none, as Apple's `mps`."""
+    return (values if values.device.type in ("cpu", "cuda") else values.cpu()).double()
 
 
 def solve(gram_MM: Tensor, ridge: float, class_sums_MK: Tensor) -> Tensor:
