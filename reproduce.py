@@ -24,9 +24,13 @@ from reproducing.published import PUBLISHED
 from reproducing.runs import Run, planned
 from reproducing.tables import TABLES
 
-RESULTS = "RESULTS.md"
-NOT_FOR_ALL = {"seed": "--seeds", "class_order": "--class_orders", "eval": "main.py", "resume": "nothing, as it always "
-               "goes on", "overwrite": "another --output_dir", "speed_test_only": "--dry_run"}
+RESULTS, PICTURE, REPORT = "RESULTS.md", "compare.png", "report.html"
+LEGEND = """Mean ± standard deviation over seeds. Per image: each test image chooses its prompts without the rest of
+its batch. Kept: replayed images and statistics that later tasks need. Checkpoint: of the last task. Seconds: training
+and tests, on the clock."""
+NOT_FOR_ALL = {
+    "seed": "--seeds", "class_order": "--class_orders", "eval": "main.py", "overwrite": "another --output_dir",
+    "resume": "nothing, as it always goes on", "speed_test_only": "--dry_run"}
 """Options of main.py that cannot hold for every run of a table -> what to use instead."""
 
 
@@ -100,6 +104,7 @@ def carry_out(plan: Plan) -> int:
     """Say what there is to do, do it, and compare what came out."""
     from reproducing.workers import places, run_all, submit
 
+    check_place(plan.folder)
     states = {run: run.state() for run in plan.runs}
     left = [run for run in plan.runs if states[run] != "finished"]
     if plan.options["dry_run"]:
@@ -125,6 +130,15 @@ def carry_out(plan: Plan) -> int:
     return code
 
 
+def check_place(folder: Path) -> None:
+    """Refuse a folder in which the tables could not be written. Makes nothing."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output_dir {folder} is no folder: name another.")
+    for name in (RESULTS, PICTURE, REPORT):
+        if (folder / name).is_dir():
+            raise InputError(f"--output_dir {folder}: there is a folder {name} in the way; move it, or name another.")
+
+
 def estimate(runs: Sequence[Run], at_a_time: int) -> None:
     """Measure each method's speed on this machine, and print what its runs would take."""
     import main as program
@@ -146,10 +160,10 @@ def estimate(runs: Sequence[Run], at_a_time: int) -> None:
         seconds = found["whole_run_seconds"]
         total += seconds * len(members)
         memory = max((part["peak_memory_bytes"] or 0 for part in found["parts"]), default=0)
-        print(f"{method}: about {duration(seconds)} for each of {len(members)} run(s)"
+        print(f"{method}: about {duration(seconds)} for a whole run, {len(members)} to do"
               + (f", {memory / 1e9:.1f} GB of memory" if memory else ""), flush=True)
     if total:
-        print(f"all: about {duration(total / at_a_time)}, {at_a_time} at a time")
+        print(f"all: about {duration(total / at_a_time)}, {at_a_time} at a time; each start takes some seconds more")
 
 
 def compare(plan: Plan) -> None:
@@ -167,11 +181,14 @@ def compare(plan: Plan) -> None:
     reported = [entry for entry in PUBLISHED[plan.table] if entry.method in {run.method for run in plan.runs}]
     if reported:
         parts.append(reported_table(reported, finished, TABLES[plan.table].methods))
+    done = sum(map(len, finished.values()))
+    if done < len(plan.runs):
+        parts.append(f"Only {done} of {len(plan.runs)} runs are finished.")
     print("\n" + "\n\n".join(parts) + "\n")
     commands = "".join(f"    {run.command}\n" for run in plan.runs)
-    (plan.folder / RESULTS).write_text(f"# {TABLES[plan.table].summary}\n\n" + "\n\n".join(parts)
-                                     + f"\n\nCommands:\n\n{commands}", encoding="utf-8")
-    plots.plot_against_size(points(finished), plan.folder / "compare.png")
+    (plan.folder / RESULTS).write_text(f"# {TABLES[plan.table].summary}\n\n" + "\n\n".join(parts) + "\n\n" + LEGEND
+                                       + f"\n\nCommands:\n\n{commands}", encoding="utf-8")
+    plots.plot_against_size(points(finished), plan.folder / PICTURE)
     write_report(plan.folder, finished, bool(plan.options["class_orders"]))
 
 
@@ -180,11 +197,12 @@ def write_report(folder: Path, finished: Mapping[str, Sequence[Run]], over_order
     from reporting.groups import make_tables
     from reporting.page import format_page, gather
     from reporting.runs import find_and_read
+    from reporting.sections import arrange
 
     runs, left_out = find_and_read([str(run.folder) for members in finished.values() for run in members])
-    page = format_page(gather(make_tables(runs, over_orders), left_out))
-    (folder / "report.html").write_text(page, encoding="utf-8", errors="replace")
-    print(f"written: {folder}/{RESULTS}, compare.png, report.html")
+    page = format_page(gather(arrange(make_tables(runs, over_orders)), left_out))
+    (folder / REPORT).write_text(page, encoding="utf-8", errors="replace")
+    print(f"written: {folder}/{RESULTS}, {PICTURE}, {REPORT}")
 
 
 if __name__ == "__main__":

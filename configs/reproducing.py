@@ -7,10 +7,10 @@ PROGRAM = "reproduce.py"
 _o = Option
 REPRODUCING_GROUPS: dict[str, list[Option]] = {
     "which runs": [
-        _o("methods", word, [], "methods of the table, by their names (none: all of them)", nargs="*"),
-        _o("seeds", integer(0, 2**63 - 1), [], "seeds (none: the table's own)", nargs="*"),
+        _o("methods", word, [], "methods of the table, by their names (left out: all of them)", nargs="+"),
+        _o("seeds", integer(0, 2**63 - 1), [], "seeds (left out: the table's own)", nargs="+"),
         _o("class_orders", word, [], "an order of the classes for each seed, as --class_order takes it, or natural",
-           nargs="*"),
+           nargs="+"),
     ],
     "how they run": [
         _o("output_dir", path, "./output/reproduce/TABLE", "folder in which every run has one of its own"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.base import OPTIONS, parse
+from errors import InputError
 from reproducing.published import IN1K, IN21K, NOT_TOLD, SOURCES, Published
 from reproducing.runs import Run
 
@@ -36,8 +37,13 @@ def table(rows: Iterable[tuple[str, Sequence[Path]]]) -> str:
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """The summary of a run, and what lies in its folder."""
-    summary = json.loads((folder / "summary.json").read_text())
+    """The summary of a run, and what lies in its folder. Raises InputError where that is no finished run."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["acc@1"], summary["config"]["options"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{folder} holds no finished run with a whole summary.json: name the folder of one run, or "
+                         "finish it with --resume.") from None
     checkpoints = folder / "checkpoint"
     statistics_files = sorted(checkpoints.glob("statistics*.pth"))
     kept = summary["replay_bytes"] + (statistics_files[-1].stat().st_size if statistics_files else 0)
@@ -181,8 +187,12 @@ def main(folders: Sequence[str]) -> int:
     if not folders:
         print("reproducing.compared: error: name the folders of finished runs.", file=sys.stderr)
         return 2
-    print("\n" + table((Path(folder).name, [Path(folder)]) for folder in folders))
-    return 0
+    try:
+        print("\n" + table((Path(folder).name, [Path(folder)]) for folder in folders))
+        return 0
+    except InputError as error:
+        print(f"reproducing.compared: error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """The runs of a table: what each would compute, where it lies, and how far it is."""
 
+import difflib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from configs.base import OPTIONS, parse
 from configs.checks import check
@@ -33,25 +35,34 @@ class Run:
         return shlex.join(["python", "main.py", *self.words])
 
     def state(self) -> str:
-        """`finished`, `begun` or `not begun`.
+        """`finished`, `begun` or `not begun`. A summary that is damaged or gone is written again by a resume.
 
         Raises:
-            InputError: the folder holds a finished run of another command line.
+            InputError: the folder holds a run of another command line, or is none.
         """
-        summary = self.folder / "summary.json"
-        if not summary.exists():
+        for path, is_right in ((self.folder, Path.is_dir), (self.log, Path.is_file)):
+            if path.exists() and not is_right(path):
+                raise InputError(f"{path} is in the way: move it, or name another --output_dir.")
+        summary = _json(self.folder / "summary.json").get("config")
+        config = summary or _json(self.folder / "config.json")
+        if not config:
             return "begun" if (self.folder / "config.json").exists() else "not begun"
-        try:
-            saved = json.loads(summary.read_text())["config"]["options"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{summary} is damaged: remove the folder, and the run is made again.") from error
-        options = parse(self.words).options
+        options, saved = parse(self.words).options, config.get("options", {})
         changed = [name for name in OPTIONS if not OPTIONS[name].run_only  # a resumed run saves what `auto` came to
                    and options[name] not in ("auto", saved.get(name))]
         if changed:
             raise InputError(f"{self.folder} holds a run with another --{changed[0]} than {self.method!r} has now: "
                              "remove the folder, or name another --output_dir.")
-        return "finished"
+        return "finished" if summary else "begun"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """What the file holds; nothing where it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def planned(table: Table, folder: Path, *, methods: Sequence[str] = (), seeds: Sequence[int] = (),
@@ -68,9 +79,11 @@ def planned(table: Table, folder: Path, *, methods: Sequence[str] = (), seeds: S
         InputError: a method that the table has not, or a command line that cannot be.
     """
     lines = _chosen(table.methods, methods)
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds {' '.join(map(str, seeds))}: each seed is one run, so name it once.")
     if class_orders and len(class_orders) != len(seeds or table.seeds):
-        raise InputError(f"--class_orders has {len(class_orders)} value(s), but there are "
-                         f"{len(seeds or table.seeds)} seeds: each seed has an order of its own.")
+        raise InputError(f"--class_orders has {len(class_orders)} value(s) for the seeds "
+                         f"{' '.join(map(str, seeds or table.seeds))}: give each seed an order of its own.")
     runs = []
     for number, seed in enumerate(seeds or table.seeds):
         order = class_orders[number] if class_orders else NATURAL
@@ -88,5 +101,7 @@ def planned(table: Table, folder: Path, *, methods: Sequence[str] = (), seeds: S
 def _chosen(lines: Mapping[str, str], methods: Sequence[str]) -> dict[str, str]:
     unknown = [name for name in methods if name not in lines]
     if unknown:
-        raise InputError(f"--methods {unknown[0]}: this table has {', '.join(lines)}.")
+        near = difflib.get_close_matches(unknown[0], lines, n=1)
+        raise InputError(f"--methods {unknown[0]}: {f'did you mean {near[0]}? ' if near else ''}This table has "
+                         f"{', '.join(lines)}.")
     return {name: line for name, line in lines.items() if not methods or name in methods}

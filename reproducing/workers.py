@@ -86,14 +86,22 @@ def run_all(runs: Sequence[Run], at: Sequence[Mapping[str, str]], say: Callable[
                 code = each.process.returncode
                 done, failed = done + (code == 0), failed + (code != 0 and not stopped)
                 seconds = time.monotonic() - each.began
+                if code and stopped:
+                    say(f"{each.run.folder.name}: stopped")
+                    continue
                 say(f"{done + failed}/{len(runs)}  {each.run.folder.name}: {duration(seconds)}"
-                    + (f", ended with exit code {code}: see {each.run.log}" if code and not stopped else "")
-                    + (", stopped" if code and stopped else ""))
+                    + (f", ended with exit code {code}: {_last_line(each.run.log)}" if code else ""))
             time.sleep(0.05)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     return 128 + stopped if stopped else int(failed > 0)
+
+
+def _last_line(log: Path) -> str:
+    """What a run said last, and where the rest stands."""
+    lines = log.read_text(errors="replace").splitlines() or [""]
+    return f"{lines[-1][:500]} (see {log})"
 
 
 def _start(run: Run, place: Mapping[str, str]) -> subprocess.Popen:
@@ -126,5 +134,6 @@ def submit(runs: Sequence[Run], folder: Path) -> str:
                f"--output={folder.absolute()}/slurm-%A_%a.out", str(CODE / "train.sh"), f"@{lines.absolute()}"]
     answer = subprocess.run(command, cwd=CODE, text=True, capture_output=True)  # train.sh finds its code there
     if answer.returncode:
-        raise InputError(f"--slurm: sbatch refuses the job: {answer.stderr.strip() or answer.stdout.strip()}")
+        lines.unlink()
+        raise InputError(f"--slurm: sbatch made no job of it: {(answer.stderr.strip() or '?').splitlines()[-1]}")
     return f"job {answer.stdout.strip().partition(';')[0]}: an array of {len(runs)} run(s), the lines of {lines}"

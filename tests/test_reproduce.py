@@ -4,11 +4,13 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,9 @@ import reproduce
 from configs import experiment_names, load_experiment
 from configs.base import parse
 from configs.demo_l2p import GLYPHS
+from errors import InputError
 from plots import plot_against_size
+from reproducing import compared
 from reproducing.compared import HEADER, reported_table
 from reproducing.published import IN1K, NOT_TOLD, PUBLISHED, SOURCES, Published
 from reproducing.runs import Run, planned
@@ -106,12 +110,14 @@ def test_every_experiment_of_a_table_exists():
     ([], "name the table first: cifar100, imagenet_r, five_datasets, core50, gaussian, demo."),
     (["--dry_run"], "name the table first: cifar100,"),
     (["cifar10"], "unknown table 'cifar10': there are cifar100,"),
-    (["demo", "demo_l2p"], "unexpected word 'demo_l2p': options stand behind the table; --methods chooses its runs."),
-    (["demo", "--methods", "l3p"], "--methods l3p: this table has l2p, l2p_deep,"),
+    (["demo", "demo_l2p"], "unexpected word 'demo_l2p': options stand behind the table;"),
+    (["demo", "--methods", "l3p"], "--methods l3p: did you mean l2p? This table has l2p, l2p_deep,"),
+    (["demo", "--methods"], "--methods: expected at least one argument"),
+    (["demo", "--seeds", "1", "1"], "--seeds 1 1: each seed is one run, so name it once."),
     (["demo", "--seed", "3"], "--seed is not for all runs of a table: use --seeds."),
     (["demo", "--class_order", "seed"], "--class_order is not for all runs of a table: use --class_orders."),
     (["demo", "--overwrite"], "--overwrite is not for all runs of a table: use another --output_dir."),
-    (["demo", "--seeds", "1", "2", "--class_orders", "natural"], "--class_orders has 1 value(s), but there are 2 se"),
+    (["demo", "--seeds", "1", "2", "--class_orders", "natural"], "--class_orders has 1 value(s) for the seeds 1 2: "),
     (["demo", "--epohcs", "3"], "unknown option --epohcs: did you mean --epochs?"),
     (["demo", "--output_dir", "/dev/null"], "--output_dir /dev/null is a device"),
     (["demo", "--jobs", "0"], "--jobs: '0' is not a whole number of at least 1"),
@@ -201,30 +207,62 @@ def test_a_dry_run_tells_states_commands_time_and_memory(reproduced):
     finished, waiting, estimate, total = out.splitlines()
     assert finished.startswith("finished: python main.py demo_linear --head ridge")
     assert waiting.startswith("not begun: python main.py demo_linear --head ridge")
-    assert re.fullmatch(r"ridge: about \d+s for each of 1 run\(s\), \d\.\d GB of memory", estimate)
-    assert re.fullmatch(r"all: about \d+s, 2 at a time", total)
+    assert re.fullmatch(r"ridge: about \d+s for a whole run, 1 to do, \d\.\d GB of memory", estimate)
+    assert re.fullmatch(r"all: about \d+s, 2 at a time; each start takes some seconds more", total)
     assert sorted(folder.rglob("*")) == before
 
 
 def test_a_dry_run_without_the_data_still_tells_the_commands(tmp_path):
-    code, out, _ = call("cifar100", "--methods", "ncm", "--data-path", tmp_path, "--dry_run", "--no-pretrained",
-                        "--model", "vit_tiny_patch16_224", "--device", "cpu")
+    code, out, _ = call("cifar100", "--methods", "nearest_class_mean", "--data-path", tmp_path, "--dry_run",
+                        "--no-pretrained", "--model", "vit_tiny_patch16_224", "--device", "cpu")
     assert code == 0
     command, estimate = out.splitlines()
     assert command.startswith("not begun: python main.py cifar100_ncm --data_path")
-    assert estimate.startswith("ncm: no estimate: ")
+    assert estimate.startswith("nearest_class_mean: no estimate: ")
     assert "--download" in estimate
 
 
 @pytest.mark.long
 def test_a_run_that_fails_does_not_keep_the_others(tmp_path):
-    (tmp_path / "ridge_seed1").write_text("in the way")
+    (tmp_path / "ridge_seed1").mkdir()
+    (tmp_path / "ridge_seed1" / "config.json").write_text("{")
     code, out, err = call("demo", "--methods", "ridge", "nearest_class_mean", "--seeds", 1, "--output_dir", tmp_path,
                           *TINY)
     assert code == 1
-    assert re.search(r"ridge_seed1: .*, ended with exit code 2: see .*ridge_seed1\.log", out)
+    assert re.search(r"ridge_seed1: .*, ended with exit code 2: main.py: error: .*json.* \(see .*seed1.log", out)
     assert [row[0] for row in rows(out)[2:]] == ["nearest_class_mean"]
+    assert "Only 1 of 2 runs are finished." in (tmp_path / "RESULTS.md").read_text()
     assert "error: not every run is finished; the same command tries again." in err
+
+
+@pytest.mark.parametrize(("name", "kind"), [("", "file"), ("ridge_seed1", "file"), ("ridge_seed1.log", "folder"),
+                                            ("RESULTS.md", "folder"), ("report.html", "folder")])
+def test_what_is_in_the_way_is_told_before_anything_runs(name, kind, tmp_path):
+    place = tmp_path / "table" / name
+    place.parent.mkdir(exist_ok=True)
+    place.mkdir() if kind == "folder" else place.write_text("")
+    code, out, err = call("demo", "--methods", "ridge", "--seeds", 1, "--output_dir", tmp_path / "table", *TINY)
+    assert (code, out) == (2, "")
+    assert re.search(r"in the way|is no folder", err)
+
+
+def test_a_summary_that_is_lost_or_damaged_is_no_lost_run(reproduced, tmp_path):
+    """Its run is then one that was begun; with other options it is refused as a finished one is."""
+    shutil.copytree(reproduced[0], tmp_path / "table")
+    run, = planned(TABLES["demo"], tmp_path / "table", methods=["ridge"], seeds=[1], more=TINY)
+    other = replace(run, words=(*run.words, "--lr", "1"))
+    assert run.state() == "finished"
+    for damage in (lambda path: path.write_text('{"acc@1": 5'), Path.unlink):
+        damage(tmp_path / "table" / "ridge_seed1" / "summary.json")
+        assert run.state() == "begun"
+        with pytest.raises(InputError, match="holds a run with another --lr than 'ridge' has now"):
+            other.state()
+
+
+@pytest.mark.parametrize("place", ["nowhere", "."])
+def test_the_table_of_folders_that_hold_no_run(place, tmp_path, capsys):
+    assert compared.main([str(tmp_path / place)]) == 2
+    assert "holds no finished run" in capsys.readouterr().err
 
 
 @pytest.mark.long
