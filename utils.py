@@ -187,6 +187,11 @@ def one_sentence_for_too_little_memory(remedy: str = "use a smaller --batch_size
         raise DamagedFileError(f"there is too little memory{f' ({what})' if what else ''}: {remedy}.") from error
 
 
+def shown(protocol: str) -> str:
+    """A protocol as a reader is told it; the words that results are saved with stay, or old ones would differ."""
+    return protocol.replace("nothing to choose", "no choice of prompts")
+
+
 # ---- files ----
 def peak_memory(device: torch.device) -> int | None:
     """Bytes at most so far: allocated on the GPU by torch, or resident in this process; None where nobody tells."""
