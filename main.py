@@ -349,7 +349,8 @@ def conclude(continual: "Continual", options: dict[str, Any], checkpoints: "Chec
     if not unusable:
         return Outcome(found=summary)
     faults = " ".join(fault for _, fault in unusable.values())
-    complain(f"error: the run is finished and its numbers are good, but --eval cannot repeat them: {faults}")
+    complain(f"error: the run is finished and its numbers are good, but --eval cannot repeat them: {faults} Put back a "
+             "copy of what is missing or damaged; without one, only --overwrite, which trains anew, makes it again.")
     return Outcome(1, summary)
 
 

@@ -44,7 +44,7 @@ from kept_files import KeptFiles
 from metrics import AccuracyMatrix
 from progress import Pass, Progress, duration
 from tensorboard_file import TensorBoardFile
-from utils import save_checkpoint
+from utils import save_checkpoint, shown
 
 
 class Silent:
@@ -277,7 +277,7 @@ class Reporter(SpeedReporter):
         }
         self.say("\n" + run.accuracy.format_table(self.unit, self.numbers))
         forgetting = f"  forgetting {summary['forgetting']:.2f}" if "forgetting" in summary else ""
-        self.say(f"{self.config['protocol']}:  Acc@1 {summary['acc@1']:.2f}{forgetting}")
+        self.say(f"{shown(self.config['protocol'])}:  Acc@1 {summary['acc@1']:.2f}{forgetting}")
         if run.per_image.column_complete(last):
             summary["acc@1_per_image"] = run.per_image.acc_at_1(last)
             every = all(run.per_image.column_complete(column) for column in range(last + 1))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from loading import LoadedRun, Prediction
 
 Write = Callable[[str, "Prediction"], None]
+TOO_LITTLE_MEMORY = "use a smaller --batch_size, or fewer --num_workers; what was answered before is right"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "-h" in argv or "--help" in argv:
             build_parser(None, PREDICT_GROUPS, PROGRAM, WORDS, ABOUT).print_help()
             return 0
-        return answer(read_question(argv))
+        question = read_question(argv)
+        check_outputs(question)
+        paths = image_paths(question.images)
+        from utils import one_sentence_for_too_little_memory  # late, as torch is: a mistyped option is answered at once
+
+        with one_sentence_for_too_little_memory(TOO_LITTLE_MEMORY):
+            return answer(question, paths)
     except InputError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
         return 1 if isinstance(error, DamagedFileError) else 2
@@ -57,14 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def answer(question: Question) -> int:
+def answer(question: Question, paths: list[str]) -> int:
     """Load the run, then answer image by image. Returns the exit code."""
-    check_outputs(question)
-    paths = image_paths(question.images)
+    from loading import load_run
+
     options = question.options
-
-    from loading import load_run  # late, as torch is: a mistyped option is answered at once
-
     run = load_run(question.run_dir, options["task"], options["device"], options["init_checkpoint"])
     if run.warning:
         print(f"{PROGRAM}: warning: {run.warning}", file=sys.stderr)

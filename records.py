@@ -14,7 +14,7 @@ import torchvision
 
 from continual_datasets import Scenario, Setting
 from models import PromptedViT, backbone_fingerprint, resolve_model_name
-from utils import Processes
+from utils import Processes, shown
 
 
 def describe_run(experiment: str, options: dict[str, Any], model: PromptedViT, scenario: Scenario,
@@ -69,7 +69,8 @@ def opening_lines(config: dict[str, Any], scenario: Scenario, notes: Iterable[st
     return [
         f"{config['experiment']}: {model['name']}, {model['trainable_parameters']:,} of {model['parameters']:,} values "
         f"train; {len(scenario.tasks)} {scenario.setting.unit}s, {scenario.num_classes} classes, "
-        f"{scenario.num_images('train')} training and {scenario.num_images('test')} test images; {config['protocol']}"
+        f"{scenario.num_images('train')} training and {scenario.num_images('test')} test images; "
+        f"{shown(config['protocol'])}"
         + (f"; replay of up to {replayed[0]} images, {replayed[1] / 1e6:.2f} MB" if replayed[0] else ""),
         f"seed {options['seed']}, {config['world_size']} process(es) on {config['device']}, "
         f"{config['precision']}{', compiled' if options['compile'] else ''}, "

@@ -175,15 +175,21 @@ def keep_freed_memory() -> None:
 
 
 @contextmanager
-def one_sentence_for_too_little_memory() -> Iterator[None]:
+def one_sentence_for_too_little_memory(remedy: str = "use a smaller --batch_size, --input_size or --model; what was "
+                                                     "saved before is still good") -> Iterator[None]:
     """Arrays that do not fit, on the CPU or on a GPU, are told with the options that make them smaller."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
             raise
-        raise DamagedFileError(f"there is too little memory ({str(error).splitlines()[0][:200]}): use a smaller "
-                               "--batch_size, --input_size or --model; what was saved before is still good.") from error
+        what = str(error).partition("\n")[0][:200]  # a MemoryError may say nothing
+        raise DamagedFileError(f"there is too little memory{f' ({what})' if what else ''}: {remedy}.") from error
+
+
+def shown(protocol: str) -> str:
+    """A protocol as a reader is told it; the words that results are saved with stay, or old ones would differ."""
+    return protocol.replace("nothing to choose", "no choice of prompts")
 
 
 # ---- files ----

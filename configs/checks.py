@@ -126,23 +126,27 @@ def _warnings(o: Options) -> list[str]:
 def _check_paths(o: Options) -> None:
     """Refuse pipes, devices and the like, before anything waits for them."""
     for name in ("data_path", "init_checkpoint", "class_order", "output_dir"):
-        if o[name]:
-            outside_path(f"--{name}", o[name])
+        path = outside_path(f"--{name}", o[name]) if o[name] else None
+        if name == "output_dir" and path and path.is_file():
+            raise InputError(f"--output_dir {o[name]} is a file, and a run needs a folder: name another.")
     if o["dist_url"].startswith("file://"):
         check_file(outside_path("--dist_url", o["dist_url"].removeprefix("file://")), f"--dist_url {o['dist_url']}")
 
 
 def _check_joint(o: Options) -> None:
     """Refuse what belongs to a sequence of tasks, which joint training has not; all of it in one sentence."""
-    remedies = [f"--no-{name}" for name in ("task_inc", "use_prompt_mask", "shared_prompt_pool", "shared_prompt_key",
-                                            "align") if o[name]]
+    switches = [name for name in ("task_inc", "use_prompt_mask", "shared_prompt_pool", "shared_prompt_key", "align")
+                if o[name]]
+    set_otherwise, remedies = [f"--{name}" for name in switches], [f"--no-{name}" for name in switches]
     if o["replay_per_class"]:
+        set_otherwise.append(f"--replay_per_class {o['replay_per_class']}")
         remedies.append("--replay_per_class 0")
     if o["head"] != "linear":
+        set_otherwise.append(f"--head {o['head']}")
         remedies.append("--head linear")
     if remedies:
-        raise InputError(f"--joint trains on all tasks at once, and other options are about one after another: add "
-                         f"{' '.join(remedies)}.")
+        raise InputError(f"--joint trains on all tasks at once, where {', '.join(set_otherwise)} has no meaning: take "
+                         f"out what you gave of it, and for what the experiment sets add {' '.join(remedies)}.")
 
 
 def _check_stream(o: Options) -> None:

@@ -66,13 +66,14 @@ def files_by_class(data_path: str, folder: Path) -> tuple[dict[str, list[str]], 
 def _notes(folder: Path, left_out: FilesBelow, empty: list[str]) -> tuple[str, ...]:
     notes = []
     if left_out.others:
-        notes.append(f"{len(left_out.others)} file(s) in {folder} are no images by their ending and are left out, "
-                     f"{min(left_out.others)} first.")
+        notes.append(f"{len(left_out.others)} file(s) in {folder} are left out, because their names do not end as an "
+                     f"image's does, such as {min(left_out.others)}.")
     if left_out.system:
-        notes.append(f"{len(left_out.system)} folder(s) of systems or hidden ones in {folder} are left out, "
-                     f"{min(left_out.system)} first.")
+        notes.append(f"{len(left_out.system)} folder(s) in {folder} are left out, because they are hidden or made by "
+                     f"an operating system, such as {min(left_out.system)}.")
     if empty:
-        notes.append(f"{', '.join(empty[:5])} in {folder}: no images by their ending, and so no class.")
+        notes.append(f"{', '.join(empty[:5])} in {folder}: no file's name ends as an image's does, so this is no "
+                     "class.")
     return tuple(notes)
 
 

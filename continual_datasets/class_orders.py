@@ -40,6 +40,10 @@ def read_class_order(text: str | None, class_names: tuple[str, ...], shuffle: bo
     try:
         lines = [_plain(line) for line in read_text(outside_path("--class_order", text), name, LONGEST).splitlines()]
     except FileNotFoundError as error:
+        how = text.partition(":")[0]
+        if how in SEED_LIMITS:  # `seed` alone was understood before
+            raise InputError(f"{name}: behind {how}: comes the seed of the shuffle, a whole number from 0, as in "
+                             f"--class_order {how}:1993.") from error
         raise InputError(f"{name}: there is no such file; give a file with one class on each line, seed, seed:N, or "
                          "numpy:N.") from error
     numbers = {_plain(name): number for number, name in reversed(list(enumerate(class_names)))}

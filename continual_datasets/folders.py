@@ -136,8 +136,8 @@ def _read_parts(data_path: str, parts: Parts) -> Dataset:
     (in_train, notes), (in_test, more_notes) = (files_by_class(data_path, part) for part in (parts.train, parts.test))
     _check_same_classes(data_path, parts, set(in_train), set(in_test))
     if parts.unused:
-        notes = (f"{', '.join(parts.unused[:5])} in {parts.root}: left out beside {parts.train.name} and "
-                 f"{parts.test.name}.", *notes)
+        notes = (f"{', '.join(parts.unused[:5])} in {parts.root}: left out, because only {parts.train.name} and "
+                 f"{parts.test.name} are read.", *notes)
     names, images = tuple(in_train), []
     for folder, by_class in ((parts.train, in_train), (parts.test, in_test)):
         before = folder.relative_to(parts.root).as_posix()

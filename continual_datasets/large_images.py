@@ -52,6 +52,9 @@ def read_picture(path: str, turned: bool = False) -> Image.Image:
             warnings.filterwarnings("ignore", "Corrupt EXIF data")  # the picture itself is good
             with Image.open(path) as image:
                 return in_rgb(image, turned)
+    except MemoryError as error:  # which says nothing
+        raise UnreadableImageError(f"{path} cannot be read as an image (there is too little memory for its "
+                                   "pixels)") from error
     except Exception as error:  # each of Pillow's decoders has its own for damaged bytes
         raise UnreadableImageError(f"{path} cannot be read as an image ({' '.join(str(error).split())})") from error
 

@@ -21,7 +21,7 @@ from configs import experiment_names, load_experiment
 from configs.base import OPTIONS, default_options
 from reporting.runs import Run, by_preference, why_taken
 
-ALONE = "prompts chosen per image, or none to choose"
+ALONE = "prompts chosen per image, or not at all"
 FILES_OF_ONES_OWN = ("Split-Folder", "Split-NPZ")  # their names do not say which images they hold
 # What says how a run was made or measured, and not what it computes; or what the conditions of a table tell.
 NOT_OF_A_METHOD = {name for name, option in OPTIONS.items() if option.run_only} | {

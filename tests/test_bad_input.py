@@ -169,6 +169,9 @@ def test_a_folder_that_cannot_be_written(data, tmp_path, capsys):
     file = tmp_path / "file"
     file.write_text("mine")
     assert "no files can be made" in refused(capsys, *tiny(data, file / "output"))
+    for words in (tiny(data, file), tiny(data, file, "--overwrite"), ["--resume", "--output_dir", file],
+                  ["--eval", "--output_dir", file]):
+        assert f"--output_dir {file} is a file, and a run needs a folder" in refused(capsys, *words)
     assert file.read_text() == "mine"
 
 

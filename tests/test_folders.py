@@ -107,7 +107,7 @@ def test_the_part_with_labels_is_taken_and_what_is_unused_is_named(tmp_path):
                 | {"test/1.png": b"", "pred/1.png": b""})
     data = read(tmp_path)
     assert (len(data.train), len(data.test)) == (6, 3)
-    assert data.notes == (f"pred, test in {tmp_path}: left out beside train and val.",)
+    assert data.notes == (f"pred, test in {tmp_path}: left out, because only train and val are read.",)
     (tmp_path / "test" / "1.png").unlink()
     write_files(tmp_path / "test", class_folders(CLASSES, 4))
     assert len(read(tmp_path).test) == 12
@@ -122,9 +122,10 @@ def test_folders_of_systems_are_no_classes_and_add_no_image_to_one(name, tmp_pat
     for root in (tmp_path, tmp_path / "parts" / "train", tmp_path / "parts" / "test"):
         write_files(root, class_folders(CLASSES, 2) | {f"{name}/1.png": b"", f"bee/{name}/deep/2.png": b""})
     write_files(tmp_path / "parts", {f"{name}/train/1.png": b""})
-    said = [f"{name} in {tmp_path / 'parts'}: left out beside train and test.", "2 folder(s) of systems or hidden ones",
-            "2 folder(s) of systems or hidden ones"]
-    for root, notes in ((tmp_path / "parts", said), (tmp_path, said[1:2])):
+    left_out = "are left out, because they are hidden or made by an operating system, such as "
+    for root, parts in ((tmp_path / "parts", ["train", "test"]), (tmp_path, [""])):
+        notes = [f"{name} in {root}: left out, because only train and test are read."] if parts[0] else []
+        notes += [f"2 folder(s) in {root / part} {left_out}" for part in parts]
         data = read(root)
         shutil.rmtree(tmp_path / "parts", ignore_errors=True)
         assert data.class_names == tuple(CLASSES)
@@ -141,8 +142,8 @@ def test_files_that_are_no_images_are_counted_and_hidden_ones_are_not(tmp_path):
     data = read(tmp_path)
     assert data.class_names == tuple(CLASSES)
     note, classless = data.notes
-    assert note.startswith(f"3 file(s) in {tmp_path} are no images by their ending and are left out, ")
-    assert classless == f"empty in {tmp_path}: no images by their ending, and so no class."
+    assert note.startswith(f"3 file(s) in {tmp_path} are left out, because their names do not end as an image's does, ")
+    assert classless == f"empty in {tmp_path}: no file's name ends as an image's does, so this is no class."
 
 
 def test_circles_of_links(tmp_path):

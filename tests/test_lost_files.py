@@ -77,6 +77,7 @@ def test_a_lost_checkpoint_of_an_earlier_task_is_told_at_once_and_at_the_end(how
         assert out.index(said) < out.index("after")
         assert "error: the run is finished and its numbers are good" in err
         assert "task01.pth" in err.splitlines()[-1]
+        assert err.splitlines()[-1].endswith("without one, only --overwrite, which trains anew, makes it again.")
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["unusable_checkpoints"] == ["task01.pth"]
     whole = json.loads((made["finished"] / "summary.json").read_text())

@@ -1,5 +1,6 @@
 """What a run says before it begins: rates, test sets that are too small, and how this CPU takes bfloat16."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -33,6 +34,15 @@ def test_few_test_images(lab, tmp_path):
     assert opening(lab).count(few) == 1
     enough = write_npz(tmp_path / "enough.npz", train_per_class=4, test_per_class=50)
     assert "the smallest test set" not in opening(lab, "--data_path", str(enough))
+
+
+def test_where_no_prompts_are_chosen_the_screen_says_so(lab, tmp_path):
+    """The saved words are older, and stay."""
+    code, out, err = call(*lab.words(*BASE, *NO_PROMPTS), "--output_dir", tmp_path)
+    assert code == 0, err
+    assert out.count("; no choice of prompts, class-incremental\n") == 1
+    assert out.count("no choice of prompts, class-incremental:  Acc@1") == 1
+    assert json.loads((tmp_path / "summary.json").read_text())["protocol"] == "nothing to choose, class-incremental"
 
 
 HAS, HAS_NOT = {"avx512_bf16", "avx2"}, {"avx2"}

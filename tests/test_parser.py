@@ -398,6 +398,7 @@ CONTRADICTIONS = {
     "--random_features 9": "--random_features .*--head ridge",
     "--align_lr 0.5": "--align_lr .*--align",
     "--joint --replay_per_class 3 --align --use_prompt_mask": "--no-use_prompt_mask --no-align --replay_per_class 0",
+    "--joint --task_inc": r"--task_inc has no meaning: take out what you gave of it, .* add --no-task_inc\.",
     "--schedule gaussian --joint --adapt first --head ncm": "--head linear --no-joint --adapt all",
     "--prompt_method coda --weight_decay 0.1 --head_type token": "--prompt_method coda .*--weight_decay 0",
     "--prompt_method oneprompt --prompt_choice fixed": "--prompt_choice fixed .*--prompt_method l2p",

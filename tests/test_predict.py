@@ -2,6 +2,13 @@
 
 import csv
 import json
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import predict
+from continual_datasets import large_images
 from loading import load_run
 from utils import load_checkpoint
 
@@ -159,8 +167,6 @@ def test_nothing_that_can_be_read(trained, tmp_path, capsys):
 
 def test_few_images_are_decoded_ahead(trained, photos, monkeypatch):
     """A thousand photos of a few megabytes each would not fit."""
-    import continual_datasets.large_images as large_images
-
     opened = []
     read = large_images.read_picture
     monkeypatch.setattr(large_images, "read_picture", lambda path, turned: opened.append(path) or read(path, turned))
@@ -170,6 +176,60 @@ def test_few_images_are_decoded_ahead(trained, photos, monkeypatch):
         assert len(opened) <= number + 8
         if number == 50:
             break
+
+
+@contextmanager
+def at_most(more: int) -> Iterator[None]:
+    """This process may take so many more bytes of memory."""
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_more_than_the_memory_holds(trained, photos, tmp_path, capsys):
+    """A batch whose ViT needs hundreds of megabytes, and a photo of 240, where this process may take 64 more."""
+    for number in range(1500):
+        os.link(photos / "test" / "ant" / "00.png", tmp_path / f"{number:04d}.png")
+    load_run(trained)  # what is loaded once is there
+    with at_most(2**26):
+        code, _, errors = ask(capsys, trained, tmp_path, "--num_workers", 0, "--batch_size", 1500, "--device", "cpu")
+    assert (code, len(errors.splitlines())) == (1, 1), errors
+    assert re.match(r"predict\.py: error: there is too little memory( \(.*\))?: use a smaller --batch_size, or fewer "
+                    r"--num_workers", errors)
+
+    Image.new("RGB", (9_000, 9_000)).save(tmp_path / "huge.png")
+    with at_most(2**26):
+        code, lines, errors = ask(capsys, trained, tmp_path / "huge.png", tmp_path / "0000.png", "--num_workers", 0)
+    assert (code, len(lines)) == (1, 2)
+    assert "huge.png cannot be read as an image (there is too little memory for its pixels): skipped." in errors
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is of another unit elsewhere")
+def test_a_thousand_photos_take_no_more_memory_than_fifty(trained, tmp_path):
+    """Photos of 3000 x 2000 pixels, 18 MB each when decoded, all in one process."""
+    peaks = []
+    draw = np.random.default_rng(0)
+    photo = Image.fromarray(draw.integers(0, 256, (200, 300, 3), dtype=np.uint8)).resize((3000, 2000))
+    photo.save(tmp_path / "photo.jpg")
+    for count in (50, 1000):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for number in range(count):
+            os.link(tmp_path / "photo.jpg", folder / f"{number:04d}.jpg")
+        command = [sys.executable, ROOT / "predict.py", trained, folder, "--device", "cpu", "--num_workers", "0"]
+        asked = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True)
+        answers = asked.stdout.read().splitlines()
+        _, status, usage = os.wait4(asked.pid, 0)
+        assert (status, len(answers)) == (0, count + 1)
+        peaks.append(usage.ru_maxrss / 1024)
+    print(f"at most {peaks[0]:.0f} MB for 50 photos, {peaks[1]:.0f} MB for 1,000")
+    assert peaks[1] - peaks[0] < 100
 
 
 def test_photos_are_turned_by_their_exif(trained, photos, tmp_path, capsys):

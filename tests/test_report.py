@@ -103,7 +103,7 @@ def test_tables_of_one_line_with_one_reason_stand_under_one_heading(tmp_path, ca
     for path in ("r.html", "r.md"):
         written = in_one_line((tmp_path / path).read_text())
         assert written.count("nor with each other") == 1
-        assert "Table 6: class-incremental, prompts chosen per image, or none to choose<br>Split-B, 6 cl" in written
+        assert "Table 6: class-incremental, prompts chosen per image, or not at all<br>Split-B, 6 cl" in written
     lines = table(tmp_path, capsys=capsys)
     assert len({line["table"] for line in lines if line["data"] != lines[0]["data"]}) == 3, "still three tables"
 

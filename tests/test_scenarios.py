@@ -115,9 +115,17 @@ def test_files_that_are_no_order(text, message, tmp_path):
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["nowhere.txt", "seed:x", "seed:-1", "seed:", "numpy:", "numpy:x"])
+@pytest.mark.parametrize("text", ["nowhere.txt", "seeds:3"])
 def test_what_is_neither_a_file_nor_a_seed(text):
     with pytest.raises(InputError, match=r"^--class_order .*: there is no such file; give a file .*, or numpy:N"):
+        order_of(text)
+
+
+@pytest.mark.parametrize("text", ["seed:x", "seed:-1", "seed:", "numpy:", "numpy:x", "numpy"])
+def test_what_comes_behind_the_colon_is_told(text):
+    how = text.partition(":")[0]
+    said = f"--class_order {text}: behind {how}: comes the seed of the shuffle, a whole number from 0, as in "
+    with pytest.raises(InputError, match=rf"^{said}--class_order {how}:1993\.$"):
         order_of(text)
 
 
