@@ -213,7 +213,15 @@ def check_output_dir(options: dict[str, Any]) -> None:
 
 def build_and_run(command: Command, processes, device, precision: str, stop_signals: Sequence[int],
                   started: float) -> Outcome:
-    from build import build_batches, build_recipe, check_optimizer, check_recipe, read_scenario, scenario_warnings
+    from build import (
+        build_batches,
+        build_recipe,
+        check_optimizer,
+        check_recipe,
+        model_warnings,
+        read_scenario,
+        scenario_warnings,
+    )
     from engine import Continual
     from interruption import STOP_SIGNALS, StopRequest
     from models import QueryCache, build_model, resolve_model_name
@@ -238,8 +246,10 @@ def build_and_run(command: Command, processes, device, precision: str, stop_sign
 
     recipe = build_recipe(options)
     check_recipe(recipe, model)
-    if model.backbone.left_out:
-        warn(processes, model.backbone.left_out)
+    for note in (model.backbone.left_out, *model_warnings(options, command.given, model,
+                                                          OPTIONS["prompt_method"].choices)):
+        if note:
+            warn(processes, note)
     model.to(device)
     if precision == "bf16":
         model.use_bfloat16()
