@@ -4,12 +4,14 @@ import copy
 import difflib
 import math
 import time
+from collections.abc import Collection, Iterable
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
@@ -20,7 +22,7 @@ from continual_datasets import Batches, GaussianSchedule, Scenario, build_scenar
 from continual_datasets.transforms import EvalTransform, TrainTransform
 from distributed import Processes, processes_from_environment
 from errors import InputError
-from models import PromptedViT, model_normalisation
+from models import PromptedViT, model_normalisation, resolve_model_name, untaken_options
 from training import Recipe, load_training_state, training_state
 from utils import keep_freed_memory
 
@@ -154,6 +156,34 @@ def read_scenario(options: dict[str, Any], processes: Processes, turn_photos: bo
         classes_per_task=options["classes_per_task"], class_order=options["class_order"],
         schedule=build_schedule(options), task_inc=options["task_inc"], replay_per_class=options["replay_per_class"],
         all_at_once=options["joint"], turn_photos=turn_photos)
+
+
+def model_warnings(options: dict[str, Any], given: Collection[str], model: PromptedViT,
+                   prompt_methods: Iterable[str]) -> list[str]:
+    """Of options that the model does not read, and of features that mean nothing.
+
+    Args:
+        given: names of the options that the command line has.
+        prompt_methods: the names of all of them.
+    """
+    found = []
+    untaken = untaken_options(options, given, prompt_methods)
+    untaken += ["embedding_key"] * ("embedding_key" in given and not model.prompt.needs_query)
+    untaken += ["prompt_pos_embed"] * ("prompt_pos_embed" in given and not model.prompt.num_tokens)
+    if untaken:
+        chosen = f"--prompt_method {options['prompt_method']}"
+        if options["prompt_method"] == "l2p" and not options["prompt_pool"]:
+            chosen = "--no-prompt_pool"
+        elif options["prompt_method"] == "l2p" and untaken == ["embedding_key"]:
+            chosen = f"--prompt_choice {options['prompt_choice']}"
+        found.append(f"{', '.join(f'--{name}' for name in untaken)}: without effect with {chosen}.")
+    frozen = not any(name.startswith("backbone.") for name, _ in model.trained_parameters())
+    random = not options["pretrained"] and not options["init_checkpoint"]
+    # A model of which timm has no weights to begin from, as the demo's, is meant so.
+    if frozen and random and timm.is_model_pretrained(resolve_model_name(options["model"])[0]):
+        found.append("--no-pretrained: the ViT's weights are random and stay so, so its features tell little of an "
+                     "image; leave it out, or give weights with --init_checkpoint.")
+    return found
 
 
 def scenario_warnings(options: dict[str, Any], scenario: Scenario) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from configs import experiment_names, load_experiment
-from configs.base import Command, build_parser, parse
+from configs.base import OPTIONS, Command, build_parser, parse
 from configs.checks import check
 from distributed import Processes, end_with_launcher, processes_from_environment, speaks_for_its_machine, warn
 from errors import DamagedFileError, InputError
@@ -181,7 +181,7 @@ class Parts:
 
 def build_parts(command: Command, processes: Processes, device: "torch.device", precision: str) -> Parts:
     """Read the data, build the model and bring it to the device; warn of what a user should know of them."""
-    from build import build_recipe, check_optimizer, check_recipe, read_scenario, scenario_warnings
+    from build import build_recipe, check_optimizer, check_recipe, model_warnings, read_scenario, scenario_warnings
     from models import build_model, resolve_model_name
     from records import describe_run
     from run_folder import check_scenario
@@ -204,8 +204,10 @@ def build_parts(command: Command, processes: Processes, device: "torch.device", 
 
     recipe = build_recipe(options)
     check_recipe(recipe, model)
-    if model.backbone.left_out:
-        warn(processes, model.backbone.left_out)
+    for note in (model.backbone.left_out, *model_warnings(options, command.given, model,
+                                                          OPTIONS["prompt_method"].choices)):
+        if note:
+            warn(processes, note)
     model.to(device)
     if precision == "bf16":
         model.use_bfloat16()

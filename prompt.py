@@ -294,6 +294,10 @@ class PromptPool(nn.Module):
         return f"random prompts, {how}" if self.choice == "random" else how
 
 
+WITHOUT_POOL = ("prompt_pool", "prompt_layers", "length", "initializer")
+"""All that `build` reads where `prompt_pool` is false."""
+
+
 def build(host: Host, *, prompt_pool: bool, prompt_layers: list[int], prompt_choice: str, size: int, length: int,
           top_k: int, initializer: str, prompt_key: bool, prompt_key_init: str, batchwise_prompt: bool,
           use_prompt_mask: bool, shared_prompt_pool: bool, shared_prompt_key: bool, pull_constraint: bool,

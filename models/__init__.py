@@ -23,11 +23,11 @@ from models.weights import (
     resolve_model_name,
 )
 from prompt import Host, PromptMethod
-from prompt_methods import build_prompt_method, options_of
+from prompt_methods import build_prompt_method, options_of, untaken_options
 from utils import random_generator
 
 __all__ = ["PromptedViT", "QueryCache", "backbone_fingerprint", "build_model", "model_normalisation",
-           "resolve_model_name"]
+           "resolve_model_name", "untaken_options"]
 
 
 # What `build_model` reads besides the options of the prompt method.

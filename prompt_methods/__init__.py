@@ -7,7 +7,7 @@ where the words of the command line are.
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +31,19 @@ def options_of(name: str) -> list[str]:
     if name == "none":
         return []
     return [parameter for parameter in inspect.signature(_module(name).build).parameters if parameter != "host"]
+
+
+def untaken_options(options: Mapping[str, Any], given: Collection[str], methods: Iterable[str]) -> list[str]:
+    """Those of the options given that are some prompt method's, and not of the one that is chosen.
+
+    Args:
+        given: names of the options that a command line has.
+        methods: the names of all prompt methods.
+    """
+    name = options["prompt_method"]
+    taken = prompt.WITHOUT_POOL if name == "l2p" and not options["prompt_pool"] else options_of(name)
+    of_some = {option for method in methods for option in options_of(method)}
+    return [option for option in given if option in of_some and option not in taken]
 
 
 def _module(name: str) -> ModuleType:

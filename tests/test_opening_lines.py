@@ -7,18 +7,28 @@ import pytest
 import timm
 import torch
 from fixtures import write_npz
-from lab import BASE, NO_PROMPTS, call
+from lab import BASE, CODA, DUAL, NO_PROMPTS, call
 from tiny_vits import images_for, tiny_vit
 
 import build
+import speed_test
+from configs.base import parse
 from models import PromptedViT
-from prompt import FixedPrompt, NoPrompts
+from prompt import WITHOUT_POOL, FixedPrompt, Host, NoPrompts
+from prompt_methods import build_prompt_method, options_of
 
 
 def opening(lab, *words: str) -> str:
     code, out, err = call(*lab.words(*BASE, *words), "--output_dir", "")
     assert code == 0, err
     return out[:out.index("classes: ")]
+
+
+@pytest.fixture
+def nothing_measured(monkeypatch):
+    """A run that ends where it would begin to train."""
+    monkeypatch.setattr(speed_test, "measure_speed", lambda *parts: {})
+    monkeypatch.setattr(speed_test, "format_speed", lambda found: "")
 
 
 def test_both_learning_rates(lab):
@@ -43,6 +53,71 @@ def test_where_no_prompts_are_chosen_the_screen_says_so(lab, tmp_path):
     assert out.count("; no choice of prompts, class-incremental\n") == 1
     assert out.count("no choice of prompts, class-incremental:  Acc@1") == 1
     assert json.loads((tmp_path / "summary.json").read_text())["protocol"] == "nothing to choose, class-incremental"
+
+
+# ---- options that do nothing, and features that mean nothing ----
+def warnings_of(lab, *words: str) -> list[str]:
+    code, _, err = call(*lab.words(*words), "--output_dir", "", "--speed_test_only")
+    assert code == 0, err
+    return [line.removeprefix("main.py: warning: ") for line in err.splitlines()]
+
+
+ONE = (*BASE, "--prompt_method", "oneprompt", "--head_type", "token", "--prompt_layers", "2")
+NO_POOL = (*BASE, "--no-prompt_pool")
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    ((*ONE, "--size", "20"), "--size: without effect with --prompt_method oneprompt."),
+    ((*ONE, "--top_k", "5", "--no-prompt_pool", "--embedding_key", "mean", "--prompt_pos_embed", "none"),
+     "--top_k, --prompt_pool, --embedding_key, --prompt_pos_embed: without effect with --prompt_method oneprompt."),
+    ((*DUAL, "--no-prompt_pool"), "--prompt_pool: without effect with --prompt_method dualprompt."),
+    ((*DUAL, "--orthogonality", "1"), "--orthogonality: without effect with --prompt_method dualprompt."),
+    ((*CODA, "--prompt_key_init", "zero"), "--prompt_key_init: without effect with --prompt_method coda."),
+    ((*BASE, *NO_PROMPTS, "--length", "5"), "--length: without effect with --prompt_method none."),
+    ((*BASE, "--g_prompt_length", "3"), "--g_prompt_length: without effect with --prompt_method l2p."),
+    ((*NO_POOL, "--size", "7", "--prompt_key", "false"), "--size, --prompt_key: without effect with --no-prompt_pool."),
+    ((*BASE, "--prompt_choice", "fixed", "--embedding_key", "max"),
+     "--embedding_key: without effect with --prompt_choice fixed."),
+    (ONE, None), (DUAL, None), (CODA, None), (NO_POOL, None), ((*NO_POOL, "--initializer", "zero"), None),
+    ((*BASE, "--size", "7", "--embedding_key", "max", "--prompt_pos_embed", "none"), None)])
+@pytest.mark.usefixtures("nothing_measured")
+def test_options_that_the_prompt_method_does_not_take_are_told(words, said, lab):
+    assert warnings_of(lab, *words) == [said] * (said is not None)
+
+
+def test_what_is_read_without_a_pool():
+    """The words that say so, held against what is built."""
+    host = Host(dim=4, depth=3, num_heads=1, head_dim=4, num_tasks=2,
+                generator=lambda: torch.Generator().manual_seed(1))
+    options = parse(["--no-prompt_pool"]).options | {"prompt_layers": [0]}
+    others = {"prompt_layers": [1], "length": 2, "initializer": "zero", "size": 3, "top_k": 2, "prompt_choice": "fixed",
+              "prompt_key": False, "prompt_key_init": "zero", "batchwise_prompt": False, "use_prompt_mask": True,
+              "shared_prompt_pool": True, "shared_prompt_key": True, "pull_constraint": False,
+              "pull_constraint_coeff": 9.0, "prompt_pool": True}
+    assert others.keys() == set(options_of("l2p"))
+
+    def built(**changed: object) -> tuple:
+        made = build_prompt_method("l2p", options | changed, host)
+        return made.layers, [(name, tensor.tolist()) for name, tensor in made.state_dict().items()]
+
+    assert {name for name, value in others.items() if built(**{name: value}) != built()} == set(WITHOUT_POOL)
+
+
+RANDOM = "--no-pretrained: the ViT's weights are random and stay so"
+
+
+@pytest.mark.parametrize(("words", "is_told"), [
+    (("--model", "test_vit"), True), (("--model", "test_vit", *NO_PROMPTS, "--head", "ncm"), True),
+    (("--model", "test_vit", "--freeze"), False), ((), False)])
+@pytest.mark.usefixtures("nothing_measured")
+def test_random_weights_that_stay_so_are_told(words, is_told, lab):
+    """Not of the demo's ViT, which has none to begin from."""
+    assert [line.startswith(RANDOM) for line in warnings_of(lab, *BASE, *words)] == [True] * is_told
+
+
+@pytest.mark.usefixtures("nothing_measured")
+def test_weights_from_a_file_are_not_random(lab):
+    assert warnings_of(lab, *BASE, "--init_checkpoint", "{weights}") == []
 
 
 HAS, HAS_NOT = {"avx512_bf16", "avx2"}, {"avx2"}
