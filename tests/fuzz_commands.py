@@ -41,7 +41,7 @@ NUMBERS = ["0", "1", "2", "3", "4", "5", "8", "12", "0.001", "0.1", "0.3", "0.5"
            str(2**63 - 1)]
 COSTLY = {  # what more is allowed, and takes long, is no fault
     "epochs", "input_size", "length", "num_workers", "gaussian_episodes", "gaussian_steps", "batch_size", "size",
-    "replay_per_class", "random_features"}
+    "replay_per_class", "random_features", "align_epochs", "align_samples"}
 SLOW = {"compile", "speed_test", "speed_test_only"}  # never true: a minute for the smallest model
 
 
