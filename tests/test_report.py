@@ -25,6 +25,7 @@ from run_folders import write_run
 import report
 import utils
 from configs.base import parse
+from reporting import page
 from results.record import make_record
 
 CHROMIUM = shutil.which("chromium")
@@ -85,8 +86,10 @@ def test_what_does_not_compare_is_in_a_table_of_its_own_with_the_reason(other, r
     assert re.search(rf"Not compared with table 1(, nor with each other)?: [^.]*{reason}", in_one_line(out))
 
 
-def test_tables_of_one_line_with_one_reason_stand_under_one_heading(tmp_path, capsys):
+def test_tables_of_one_line_with_one_reason_stand_under_one_heading(tmp_path, capsys, monkeypatch):
     """Of three data sets with a line each, and one with several, whose tables come first and are ranked."""
+    monkeypatch.setattr(page, "PICTURES_OF_TABLES", 0)  # which take long, and are not looked at
+    monkeypatch.setattr(page, "DETAILED_GROUPS", 0)
     write_run(tmp_path / "a", 1, level=70)
     write_run(tmp_path / "b", 1, level=90, lr=0.5)
     write_run(tmp_path / "c", 1, setting="task-incremental")
