@@ -243,7 +243,7 @@ def test_what_is_in_the_way_is_told_before_anything_runs(name, kind, tmp_path):
     place.mkdir() if kind == "folder" else place.write_text("")
     code, out, err = call("demo", "--methods", "ridge", "--seeds", 1, "--output_dir", tmp_path / "table", *TINY)
     assert (code, out) == (2, "")
-    assert re.search(r"in the way|is no folder", err)
+    assert re.search(r"in the way|is no folder|is a file", err)
 
 
 def test_a_summary_that_is_lost_or_damaged_is_no_lost_run(reproduced, tmp_path):
