@@ -181,7 +181,9 @@ def one_sentence_for_too_little_memory(remedy: str = "use a smaller --batch_size
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+        # oneDNN, which multiplies on CPUs, calls what it has no memory for a primitive.
+        if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+                or str(error) == "could not create a primitive"):
             raise
         what = str(error).partition("\n")[0][:200]  # a MemoryError may say nothing
         raise DamagedFileError(f"there is too little memory{f' ({what})' if what else ''}: {remedy}.") from error
