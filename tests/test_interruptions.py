@@ -53,7 +53,7 @@ def test_nobody_reads_the_output_any_more(closed, short_run, tmp_path):
                             str(tmp_path)], stdout=theirs, stderr=theirs, stdin=theirs, preexec_fn=take_terminal)
     os.close(theirs)
     shown = ""
-    while "task 1/3 epoch 1/2" not in shown:
+    while "task 2/3 epoch 1/2" not in shown:
         shown += os.read(ours, 10_000).decode()
     os.close(ours)
     assert run.wait(timeout=60) == 129
