@@ -192,7 +192,7 @@ def at_most(more: int) -> Iterator[None]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_more_than_the_memory_holds(trained, photos, tmp_path, capsys):
-    """A batch whose ViT needs hundreds of megabytes, and a photo of 240, where this process may take 64 more."""
+    """A batch whose ViT needs hundreds of megabytes, where this process may take 64 more."""
     for number in range(1500):
         os.link(photos / "test" / "ant" / "00.png", tmp_path / f"{number:04d}.png")
     load_run(trained)  # what is loaded once is there
@@ -202,11 +202,14 @@ def test_more_than_the_memory_holds(trained, photos, tmp_path, capsys):
     assert re.match(r"predict\.py: error: there is too little memory( \(.*\))?: use a smaller --batch_size, or fewer "
                     r"--num_workers", errors)
 
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_photo_that_the_memory_does_not_hold(tmp_path):
+    """One of 240 MB when decoded, where this process may take 64 more."""
     Image.new("RGB", (9_000, 9_000)).save(tmp_path / "huge.png")
-    with at_most(2**26):
-        code, lines, errors = ask(capsys, trained, tmp_path / "huge.png", tmp_path / "0000.png", "--num_workers", 0)
-    assert (code, len(lines)) == (1, 2)
-    assert "huge.png cannot be read as an image (there is too little memory for its pixels): skipped." in errors
+    too_little = pytest.raises(large_images.UnreadableImageError, match="too little memory for its pixels")
+    with at_most(2**26), too_little:
+        large_images.read_picture(str(tmp_path / "huge.png"))
 
 
 @pytest.mark.long
