@@ -9,7 +9,7 @@ demo: .venv/.installed
 	@for experiment in $(DEMOS); do $(BIN)/python main.py $$experiment --overwrite || exit $$?; done
 	@$(BIN)/python -m reproducing.compared $(addprefix output/,$(DEMOS))
 
-# All methods and baselines on the demo's images, in output/reproduce/demo: about eight minutes on two idle cores.
+# All methods and baselines on the demo's images, in output/reproduce/demo.
 compare: .venv/.installed
 	@$(BIN)/python reproduce.py demo --device cpu
 
