@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMOS := demo_l2p demo_finetune demo_linear
 
-.PHONY: demo compare test test-long test-slurm lint clean
+.PHONY: demo compare test test-long test-gpu test-slurm lint clean
 
 demo: .venv/.installed
 	@for experiment in $(DEMOS); do $(BIN)/python main.py $$experiment --overwrite || exit $$?; done
@@ -19,6 +19,10 @@ test: lint
 # The demo killed at twenty random moments, printing where each landed; and more cases of what `test` tries once.
 test-long: .venv/.installed-dev
 	$(BIN)/python -m pytest -n 0 -m long
+
+# What needs a CUDA GPU; all other tests run as if there were none.
+test-gpu: .venv/.installed-dev
+	$(BIN)/python -m pytest -n 0 -m gpu
 
 # Needs Debian's slurm-wlm and munge, or the same from elsewhere; without sbatch its tests are skipped.
 test-slurm: .venv/.installed-dev

@@ -24,8 +24,8 @@ from training import train_step
 from utils import checkpoint_bytes, peak_memory, sum_over_processes
 
 WARM_UP = 2
-MIN_REPEATS, MAX_REPEATS, SECONDS_PER_PART = 3, 30, 8.0
-STEPS_PER_REPEAT = {"cuda": 10}  # so many between two waits for the GPU; elsewhere 1
+MIN_REPEATS, MAX_REPEATS, SECONDS_PER_PART = 3, 30, 3.0
+STEPS_PER_REPEAT = {"cuda": 5}  # so many between two waits for the GPU; elsewhere 1
 
 
 def measure_speed(continual: Continual, fresh_query_cache: Callable[[], Any]) -> dict[str, Any]:

@@ -76,5 +76,6 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
     ),
     "core50": (Published("l2p", "L2P paper", 78.33),),
     "gaussian": (Published("gaussian", "L2P paper", 88.34, None, 0.14),),
+    "few": (),
     "demo": (),
 }

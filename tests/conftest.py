@@ -1,4 +1,8 @@
-"""The tests' models are tiny: one thread each is faster than two that wait for each other, also on a busy machine."""
+"""The tests' models are tiny: one thread each is faster than two that wait for each other, also on a busy machine.
+
+Tests say what the CPU computes; on a machine with a GPU they, and the programs that they start, do not see it. Those
+marked `gpu` do (`pytest -m gpu`).
+"""
 
 import os
 from pathlib import Path
@@ -7,6 +11,11 @@ import pytest
 from fixtures import TINY, run_program, write_npz
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the programs that tests start
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="module")

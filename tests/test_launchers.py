@@ -12,16 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from fixtures import ROOT, TINY, write_npz
 from killing import alive
 
 import run_with_submitit
-from build import choose_device
 from configs.base import OPTIONS
 from configs.launcher import LAUNCHER_GROUPS
 from distributed import Processes, first_host, meeting_place, processes_from_environment
@@ -202,15 +199,6 @@ def test_processes_of_a_launcher_meet_and_train(common, rank_variables, data, tm
     assert "2 process(es) on cpu" in printed[0][0]
     assert printed[1][0] == ""
     assert json.loads((tmp_path / "out" / "config.json").read_text())["world_size"] == 2
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-def test_a_process_that_sees_its_own_gpu_only():
-    last = torch.cuda.device_count()
-    process = Processes(last, last, last + 1, last + 1, own_gpu=True)
-    assert choose_device("cuda", process) == torch.device("cuda:0")
-    with pytest.raises(InputError, match=rf"--device cuda needs {last + 1} GPU\(s\)"):
-        choose_device("cuda", replace(process, own_gpu=False))
 
 
 def test_one_process_of_a_machine_speaks():

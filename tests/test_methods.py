@@ -302,20 +302,6 @@ def test_a_step_reads_no_value(method):
     assert len(losses) == 3
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="counts waits for a GPU")
-@pytest.mark.parametrize("method", [method for method in METHODS if method.trains()], ids=str)
-def test_a_step_does_not_wait_for_the_gpu(method):
-    _, batches, images = parts("cuda")
-    model = built(method).to("cuda").train()
-    one_epoch(model, batches, images, "cuda")  # the first kernels are loaded
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        one_epoch(model, batches, images, "cuda")
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 def measured(folder: Path, *words: object) -> dict[str, float]:
     """GFLOP per image of each part that --speed_test_only measures."""
     code, _, err = call(*words, "--device", "cpu", "--speed_test_only", "--output-dir", folder)

@@ -25,14 +25,12 @@ from utils import Processes
 
 
 def test_device(lab):
-    gpu = torch.cuda.is_available()
     cpu = lab.measure(BASE)
     assert cpu["device"] == "cpu"
     assert "on cpu," in cpu["opening"]
     auto = lab.measure((*BASE, "--device", "auto"))
-    assert auto["device"] == ("cuda:0" if gpu else "cpu")
-    assert f"on {auto['device']}," in auto["opening"]
-    for name in ["cuda:99"] if gpu else ["cuda:99", "cuda"]:
+    assert auto["device"] == "cpu"
+    for name in ["cuda:99", "cuda"]:
         code, out, err = call(*lab.words(*BASE, "--device", name, "--output_dir", ""))
         assert (code, out) == (2, "")
         assert f"--device {name} needs " in err
@@ -40,17 +38,12 @@ def test_device(lab):
 
 def test_precision_is_chosen_by_the_device(lab):
     """`auto` is told and stored as what it came to; what a device has not is refused before anything is written."""
-    gpu = torch.cuda.is_available()
     auto = lab.measure(BASE)
     assert ", fp32, " in auto["opening"]
     assert auto | {"opening": ""} == lab.measure((*BASE, "--precision", "fp32")) | {"opening": ""}
     code, out, err = call(*lab.words(*BASE, "--precision", "tf32", "--output_dir", ""))
     assert (code, out) == (2, "")
     assert "--precision tf32 is a mode of NVIDIA GPUs" in err
-    if gpu:
-        found = {name: lab.measure((*BASE, "--device", "cuda", "--precision", name)) for name in ("auto", "tf32")}
-        assert ", tf32, " in found["tf32"]["opening"]
-        assert (", bf16, " in found["auto"]["opening"]) == (torch.cuda.get_device_capability() >= (8, 0))
 
 
 def test_adapt_none_trains_nothing(lab):
