@@ -32,12 +32,11 @@ def run_trunk(vit: VisionTransformer, tokens_BTD: Tensor, start: int, stop: int,
     for layer, block in enumerate(vit.blocks):
         if layer in tokens:
             tokens_BTD = insert(tokens_BTD, tokens[layer], vit.num_prefix_tokens)
-        whole = layer < last or stop - start == tokens_BTD.shape[1]
-        if not whole and is_plain(block) and not drops(block):
-            tokens_BTD = run_block(block, tokens_BTD, start, stop, prefixes.get(layer))
-            return vit.norm(tokens_BTD)
-        if layer in prefixes:
-            tokens_BTD = run_block(block, tokens_BTD, 0, tokens_BTD.shape[1], prefixes[layer])
+        plain = is_plain(block) and not drops(block)
+        if plain and layer == last and stop - start < tokens_BTD.shape[1]:
+            return vit.norm(run_block(block, tokens_BTD, start, stop, prefixes.get(layer)))
+        if layer in prefixes or (plain and unfused_is_faster(tokens_BTD)):
+            tokens_BTD = run_block(block, tokens_BTD, 0, tokens_BTD.shape[1], prefixes.get(layer))
         else:
             tokens_BTD = block(tokens_BTD)
     return vit.norm(tokens_BTD[:, start:stop])
@@ -59,6 +58,12 @@ def drops(block: nn.Module) -> bool:
     dropped = [module.p if isinstance(module, nn.Dropout) else getattr(module, "drop_prob", 0.0)
                for module in block.modules()]
     return block.training and any(dropped)
+
+
+def unfused_is_faster(x: Tensor) -> bool:
+    """Whether attention as plain matrix products trains faster than torch's fused one: in bfloat16 on a CPU, where the
+    backward pass of the fused one is slow."""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.requires_grad
 
 
 def run_block(block: Block, tokens_BTD: Tensor, start: int, stop: int, prefix: Prefix | None = None) -> Tensor:
@@ -85,13 +90,20 @@ def attend(attention: Attention, tokens_BTD: Tensor, start: int, stop: int, pref
         out = out.view(batch, tokens.shape[1], parts, attention.num_heads, attention.head_dim)
         return list(out.permute(2, 0, 3, 1, 4).unbind(0))
 
-    [q_BHRE] = project(tokens_BTD[:, start:stop], slice(None, width), 1)
-    k_BHTE, v_BHTE = project(tokens_BTD, slice(width, None), 2)
+    if stop - start == tokens_BTD.shape[1]:
+        q_BHRE, k_BHTE, v_BHTE = project(tokens_BTD, slice(None), 3)
+    else:
+        [q_BHRE] = project(tokens_BTD[:, start:stop], slice(None, width), 1)
+        k_BHTE, v_BHTE = project(tokens_BTD, slice(width, None), 2)
     q_BHRE, k_BHTE = attention.q_norm(q_BHRE), attention.k_norm(k_BHTE)
     if prefix is not None:
         k_BHTE, v_BHTE = (torch.cat([own_BPHE.transpose(1, 2).to(all_BHTE.dtype), all_BHTE], dim=2)
                           for own_BPHE, all_BHTE in zip(prefix, (k_BHTE, v_BHTE), strict=True))
     dropped = attention.attn_drop.p if attention.training else 0.0
-    read_BHRE = F.scaled_dot_product_attention(q_BHRE, k_BHTE, v_BHTE, dropout_p=dropped)
+    if unfused_is_faster(q_BHRE) and not dropped:
+        weights_BHRT = (q_BHRE * attention.scale @ k_BHTE.mT).softmax(-1)
+        read_BHRE = weights_BHRT @ v_BHTE
+    else:
+        read_BHRE = F.scaled_dot_product_attention(q_BHRE, k_BHTE, v_BHTE, dropout_p=dropped)
     read_BRD = attention.norm(read_BHRE.transpose(1, 2).reshape(batch, stop - start, width))
     return attention.proj_drop(attention.proj(read_BRD))

@@ -1,10 +1,13 @@
 """The blocks compute only the tokens that are read, and compute the same for them as the whole ViT does."""
 
+import copy
+
 import pytest
 import torch
 from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock, VisionTransformer
 from tiny_vits import TINY_VITS, images_for, tiny_vit
 
+from models import trunk
 from models.trunk import drops, is_plain, run_trunk
 
 
@@ -34,6 +37,28 @@ def compare(vit: VisionTransformer, start: int, stop: int) -> None:
 @pytest.mark.parametrize("case", TINY_VITS)
 def test_the_tokens_read_come_out_as_from_the_whole_block(case, part):
     compare(tiny_vit(case), *part)
+
+
+def test_attention_that_trains_in_bfloat16_is_as_exact_as_the_fused_one(monkeypatch):
+    """Outputs and gradients against float32, with and without a prefix and a part of the tokens."""
+    vit = tiny_vit("plain")
+    rounded = copy.deepcopy(vit).to(torch.bfloat16)
+    heads, width = vit.blocks[0].attn.num_heads, vit.blocks[0].attn.head_dim
+    prefix = [torch.randn(5, 3, heads, width, generator=torch.Generator().manual_seed(k)) for k in (1, 2)]
+
+    def outcome(vit: VisionTransformer) -> torch.Tensor:
+        tokens_BTD = embedded(vit).requires_grad_()
+        out_BRD = run_trunk(vit, tokens_BTD, 1, 4, prefixes={1: tuple(prefix)})
+        out_BRD.float().square().sum().backward()
+        return torch.cat([out_BRD.flatten(), tokens_BTD.grad.flatten()]).float()
+
+    exact = outcome(vit)
+    unfused = outcome(rounded)
+    monkeypatch.setattr(trunk, "unfused_is_faster", lambda x: False)
+    fused = outcome(rounded)
+    errors = [((found - exact).norm() / exact.norm()).item() for found in (unfused, fused)]
+    assert not torch.equal(unfused, fused)
+    assert errors[0] < min(1.5 * errors[1], 0.05)
 
 
 @pytest.mark.parametrize("kind", [ResPostBlock, ParallelScalingBlock])
