@@ -194,7 +194,7 @@ class PromptedViT(nn.Module):
         if self.prompt.needs_query and query_BD is None:
             query_BD = self.query(images_BCHW, patches)
         prompts = self.prompt(query_BD, len(images_BCHW), task=task, per_image=per_image)
-        return self._features(patches, prompts, self.head_type), prompts
+        return self._features(patches, prompts, self.head_type, self.prompt_pos_embed), prompts
 
     @torch.no_grad()
     def likeness_behind_prompts(self, images_BCHW: Tensor, position: str) -> float:
@@ -204,25 +204,23 @@ class PromptedViT(nn.Module):
         Args:
             position: the position embedding to give to prompts, as `prompt_pos_embed`.
         """
-        placed, training = self.prompt_pos_embed, self.training
-        self.prompt_pos_embed = position
+        training = self.training
         self.eval()
         patches = embed(self.backbone, images_BCHW)
         query_BD = self.query(images_BCHW, patches) if self.prompt.needs_query else None
         prompts = self.prompt(query_BD, len(images_BCHW), per_image=True)
-        cls_BD, plain_BD = (self._features(patches, each, "token") for each in (prompts, Prompts()))
-        self.prompt_pos_embed = placed
+        cls_BD, plain_BD = (self._features(patches, each, "token", position) for each in (prompts, Prompts()))
         self.train(training)
         return F.cosine_similarity(cls_BD, plain_BD).mean().item()
 
-    def _features(self, patches: Tensor, prompts: Prompts, head_type: str) -> Tensor:
-        """Embedded patches and prompts to what a head of this type reads [B, D]."""
+    def _features(self, patches: Tensor, prompts: Prompts, head_type: str, position: str) -> Tensor:
+        """Embedded patches and prompts, with this position embedding, to what a head of this type reads [B, D]."""
         vit, n = self.backbone, self.backbone.num_prefix_tokens
         with self._autocast(patches):
             tokens_BTD = vit._pos_embed(patches)
             first_BPD = prompts.tokens.get(0)
             if first_BPD is not None:
-                tokens_BTD = insert(tokens_BTD, self._placed(first_BPD.to(tokens_BTD.dtype)), n)
+                tokens_BTD = insert(tokens_BTD, self._placed(first_BPD.to(tokens_BTD.dtype), position), n)
             later = {layer: vectors_BPD for layer, vectors_BPD in prompts.tokens.items() if layer > 0}
             count = tokens_BTD.shape[1] + sum(vectors_BPD.shape[1] for vectors_BPD in later.values())
             start, stop = self._tokens_read(count, head_type)
@@ -246,10 +244,10 @@ class PromptedViT(nn.Module):
             return n, n + self.prompt.num_tokens
         return 0, n + self.prompt.num_tokens
 
-    def _placed(self, vectors_BPD: Tensor) -> Tensor:
+    def _placed(self, vectors_BPD: Tensor, position: str) -> Tensor:
         """Vectors that join the tokens before the first block, with their position and dropout."""
         vit = self.backbone
-        if self.prompt_pos_embed == "cls":
+        if position == "cls":
             vectors_BPD = vectors_BPD + vit.pos_embed[:, :1]
         return vit.pos_drop(vectors_BPD)
 

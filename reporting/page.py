@@ -10,7 +10,7 @@ from pathlib import Path
 from reporting.groups import ALONE, Group, Table, as_typed, differing_options
 from reporting.pictures import Picture, curves_of_part, escape, parts_of, pictures_of_group, style, votes
 from reporting.sections import NOT_COMPARED, Section
-from reporting.tables import about, about_section, block_rows, notes, tables_of
+from reporting.tables import block_rows, heading, notes, section_notes, tables_of
 
 DETAILED_GROUPS = 5  # with pictures of their own; of more a page would take minutes
 PICTURES_OF_TABLES = 12
@@ -157,12 +157,12 @@ def format_page(contents: Contents) -> str:
 
 
 def _section(section: Section, contents: Contents) -> str:
-    parts = [f"<section><h2>{escape(section.title)}</h2>", *_paragraphs(about_section(section))]
+    parts = [f"<section><h2>{escape(section.title)}</h2>", *_paragraphs(section_notes(section))]
     told: set[str] = set()  # runs whose cost is in a table of this section already
     for block in section.blocks:
-        heading, *lines = about(block, section)
+        title, *lines = heading(block, section)
         kind = "lone" if len(block.tables) > 1 else ""
-        parts += [f"<h3>{escape(heading)}</h3>", *_paragraphs(lines), _html_table(block_rows(block), kind),
+        parts += [f"<h3>{escape(title)}</h3>", *_paragraphs(lines), _html_table(block_rows(block), kind),
                   *_paragraphs(notes(block))]
         runs = {run.name for group in block.groups for run in group.runs}
         if any(table.costs for table in block.tables) and not runs <= told:

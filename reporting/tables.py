@@ -17,8 +17,8 @@ PAGE, WIDEST_LABEL = 120, 60  # characters of a line of text, and of a label in 
 def format_text(sections: Sequence[Section]) -> str:
     parts = [OPENING]
     for section in sections:
-        parts.append("\n".join([section.title, "=" * min(len(section.title), PAGE), *_filled(about_section(section))]))
-        parts += ["\n".join([*_filled(about(block, section)), _aligned(block_rows(block)), *_filled(notes(block))])
+        parts.append("\n".join([section.title, "=" * min(len(section.title), PAGE), *_filled(section_notes(section))]))
+        parts += ["\n".join([*_filled(heading(block, section)), _aligned(block_rows(block)), *_filled(notes(block))])
                   for block in section.blocks]
     return "\n\n".join(parts) + "\n"
 
@@ -26,12 +26,12 @@ def format_text(sections: Sequence[Section]) -> str:
 def format_markdown(sections: Sequence[Section]) -> str:
     parts = [OPENING]
     for section in sections:
-        parts += [f"## {section.title}", *about_section(section)]
+        parts += [f"## {section.title}", *section_notes(section)]
         for block in section.blocks:
             header, *lines = [[cell.replace("|", "\\|").replace("\n", "<br>") for cell in row]
                               for row in block_rows(block)]
             ruler = [":--"] + ["--:"] * (len(header) - 1)
-            parts += ["  \n".join(about(block, section)),
+            parts += ["  \n".join(heading(block, section)),
                       "\n".join(f"| {' | '.join(row)} |" for row in (header, ruler, *lines)), *notes(block)]
     return "\n\n".join(parts) + "\n"
 
@@ -82,7 +82,7 @@ def described(table: Table) -> list[str]:
             *[table.reason] * bool(table.reason)]
 
 
-def about(block: Block, section: Section) -> list[str]:
+def heading(block: Block, section: Section) -> list[str]:
     """A heading, and what is to be said beside what the section says."""
     first, *others = block.tables
     if others:
@@ -94,7 +94,7 @@ def about(block: Block, section: Section) -> list[str]:
             *[first.reason] * (not begins_section)]
 
 
-def about_section(section: Section) -> list[str]:
+def section_notes(section: Section) -> list[str]:
     return [*[section.reason] * bool(section.reason), *_in_common(section.common)]
 
 
