@@ -23,6 +23,7 @@ from continual_datasets.transforms import EvalTransform, TrainTransform
 from distributed import Processes, processes_from_environment
 from errors import InputError
 from models import PromptedViT, model_normalisation, resolve_model_name, untaken_options
+from models.trunk import is_plain, run_block
 from training import Recipe, load_training_state, training_state
 from utils import keep_freed_memory
 
@@ -143,7 +144,7 @@ def seconds_of_block(model: PromptedViT, batch_size: int, most_tokens: int, dtyp
     while not found or (len(found) < 3 and time.perf_counter() < until):
         x_BND = torch.ones(images, tokens, model.backbone.embed_dim, dtype=dtype, requires_grad=True)
         started = time.perf_counter()
-        block(x_BND).sum().backward()
+        (run_block(block, x_BND, 0, tokens) if is_plain(block) else block(x_BND)).sum().backward()  # as in `run_trunk`
         found.append(time.perf_counter() - started)
     return min(found)
 

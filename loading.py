@@ -14,7 +14,7 @@ from torch import Tensor
 
 import run_folder
 import saved_files
-from build import build_eval_transform, choose_device, device_warning
+from build import build_eval_transform, choose_device, choose_precision, device_warning
 from configs import load_experiment
 from configs.base import default_options
 from continual_datasets.large_images import in_rgb, read_picture
@@ -133,6 +133,7 @@ def load_run(folder: str | Path, task: int | None = None, device: str = "cpu",
         raise InputError(f"{folder}/config.json does not name the classes, as the first versions of this program did "
                          "not: the run has to be made anew.")
     chosen_device = choose_device(device, Processes())
+    choose_precision("fp32", chosen_device)  # torch by itself lets a GPU embed patches in TF32
     number, name = _checkpoint(folder, task)
     tasks = _tasks(config, folder, number)
 

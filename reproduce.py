@@ -2,10 +2,11 @@
 
     python reproduce.py TABLE --data-path DIR [--seeds 42 43 44] [--methods l2p coda] [--dry_run] [--option value ...]
 
-TABLE is one of cifar100, imagenet_r, five_datasets, core50, gaussian, demo. Further options are main.py's and hold for
-every run. Killed and repeated, the same command goes on where it was.
+TABLE is one of cifar100, imagenet_r, five_datasets, core50, gaussian, few, demo. Further options are main.py's and hold
+for every run. Killed and repeated, the same command goes on where it was.
 """
 
+import difflib
 import io
 import os
 import sys
@@ -30,7 +31,7 @@ its batch. Kept: replayed images and statistics that later tasks need. Checkpoin
 and tests, on the clock."""
 NOT_FOR_ALL = {
     "seed": "--seeds", "class_order": "--class_orders", "eval": "main.py", "overwrite": "another --output_dir",
-    "resume": "nothing, as it always goes on", "speed_test_only": "--dry_run"}
+    "resume": "no option, as it always goes on", "speed_test_only": "--dry_run"}
 """Options of main.py that cannot hold for every run of a table -> what to use instead."""
 
 
@@ -87,7 +88,9 @@ def read(argv: Sequence[str]) -> Plan:
         raise InputError(f"name the table first: {', '.join(TABLES)}.")
     name, *more = words
     if name not in TABLES:
-        raise InputError(f"unknown table {name!r}: there are {', '.join(TABLES)}.")
+        near = difflib.get_close_matches(name, TABLES, n=1)
+        raise InputError(f"unknown table {name!r}: {f'did you mean {near[0]}? ' if near else ''}There are "
+                         f"{', '.join(TABLES)}.")
     if more and not more[0].startswith("-"):
         raise InputError(f"unexpected word {more[0]!r}: options stand behind the table; --methods chooses its runs.")
     given = parse(more, launcher=list(options)).given
@@ -147,7 +150,7 @@ def estimate(runs: Sequence[Run], at_a_time: int) -> None:
     methods: dict[str, list[Run]] = {}
     for run in runs:
         methods.setdefault(run.method, []).append(run)
-    total = 0.0
+    total, refused = 0.0, ""
     for method, members in methods.items():
         words = [word for word in members[0].words if word != "--resume"]
         try:
@@ -156,6 +159,9 @@ def estimate(runs: Sequence[Run], at_a_time: int) -> None:
                 found = program.run_experiment([*words, "--speed_test_only"])
         except (InputError, program.RunStoppedError) as error:
             print(f"{method}: no estimate: {error}")
+            if str(error) == refused:  # of the method before, too: of the data or the weights
+                break
+            refused = str(error)
             continue
         seconds = found["whole_run_seconds"]
         total += seconds * len(members)

@@ -28,8 +28,9 @@ import torch
 HERE = Path(__file__).parent
 CLASSES, PER_CLASS = 10, 64
 KINDS = {"training": "training step with its data", "seen": "evaluation of a task seen before"}
+NAIVE = "naive, fp32"
 WAYS = {  # name: options of main.py; None for the naive way
-    "naive, fp32": None,
+    NAIVE: None,
     "fp32": ["--precision", "fp32"],
     "fp32, compiled": ["--precision", "fp32", "--compile"],
     "bf16": ["--precision", "bf16"],
@@ -219,7 +220,7 @@ def table(records: list[dict[str, Any]]) -> str:
     text = []
     for record in records:
         ways = record["ways"]
-        base = ways["naive, fp32"]
+        base = ways[NAIVE]
         threads = f", {record['hardware']['threads']} threads" if record["device"] == "cpu" else ""
         text += [f"### {record['model']}, batch {record['batch_size']}, {record['hardware']['device']}{threads}", "",
                  f"torch {record['versions']['torch']}, timm {record['versions']['timm']}, commit "
@@ -270,12 +271,16 @@ def read(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--steps_per_turn", type=int, default=1, help="steps between two waits for the device")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
-    parser.add_argument("--reports", nargs="*", choices=list(WAYS), help="ways that also report on themselves; all")
-    parser.add_argument("--whole_run", nargs="*", choices=list(WAYS), help="ways that also make a whole run; all")
+    ours = [way for way, options in WAYS.items() if options is not None]
+    parser.add_argument("--reports", nargs="*", choices=ours, help="ways that also report on themselves; all")
+    parser.add_argument("--whole_run", nargs="*", choices=ours, help="ways that also make a whole run; all")
     parser.add_argument("--records", type=Path, default=HERE, help="folder of the records and of their README.md")
     parser.add_argument("--table", action="store_true", help="only write the tables from the records")
     parser.add_argument("--serve", choices=list(WAYS), help=argparse.SUPPRESS)
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    if NAIVE not in options.ways:
+        parser.error(f"--ways: all are compared with {NAIVE!r}; name it too.")
+    return options
 
 
 def main() -> None:
@@ -302,7 +307,10 @@ def measure(options: SimpleNamespace) -> None:
     if options.whole_run is not None:
         record["whole_runs"] = {way: whole_run(options, way) for way in options.whole_run or ours}
     record |= environment_record(torch.device(options.device))
-    name = re.sub(r"\W+", "_", f"{record['hardware']['device']}_{options.model}_batch{options.batch_size}").lower()
+    name = f"{record['hardware']['device']}_{options.model}_batch{options.batch_size}"
+    if options.input_size != 224:
+        name += f"_input{options.input_size}"
+    name = re.sub(r"\W+", "_", name).lower()
     path = options.records / f"speed_{name}.json"
     path.write_text(json.dumps(without_folders(record | {"options": {}}), indent=1) + "\n")
     print(path)

@@ -35,7 +35,7 @@ def run_trunk(vit: VisionTransformer, tokens_BTD: Tensor, start: int, stop: int,
         plain = is_plain(block) and not drops(block)
         if plain and layer == last and stop - start < tokens_BTD.shape[1]:
             return vit.norm(run_block(block, tokens_BTD, start, stop, prefixes.get(layer)))
-        if layer in prefixes or (plain and unfused_is_faster(tokens_BTD)):
+        if layer in prefixes or (plain and takes_matrix_products(tokens_BTD, block.attn.qkv.weight)):
             tokens_BTD = run_block(block, tokens_BTD, 0, tokens_BTD.shape[1], prefixes.get(layer))
         else:
             tokens_BTD = block(tokens_BTD)
@@ -60,10 +60,13 @@ def drops(block: nn.Module) -> bool:
     return block.training and any(dropped)
 
 
-def unfused_is_faster(x: Tensor) -> bool:
-    """Whether attention as plain matrix products trains faster than torch's fused one: in bfloat16 on a CPU, where the
-    backward pass of the fused one is slow."""
-    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.requires_grad
+def takes_matrix_products(*operands: Tensor) -> bool:
+    """Whether attention on these, some of which train, is computed as plain matrix products: in bfloat16 on a CPU,
+    where the backward pass of torch's fused attention is slow."""
+    if operands[0].device.type != "cpu" or not torch.is_grad_enabled() or not any(x.requires_grad for x in operands):
+        return False
+    casts = torch.is_autocast_enabled("cpu")
+    return (torch.get_autocast_dtype("cpu") if casts else operands[0].dtype) == torch.bfloat16
 
 
 def run_block(block: Block, tokens_BTD: Tensor, start: int, stop: int, prefix: Prefix | None = None) -> Tensor:
@@ -100,7 +103,7 @@ def attend(attention: Attention, tokens_BTD: Tensor, start: int, stop: int, pref
         k_BHTE, v_BHTE = (torch.cat([own_BPHE.transpose(1, 2).to(all_BHTE.dtype), all_BHTE], dim=2)
                           for own_BPHE, all_BHTE in zip(prefix, (k_BHTE, v_BHTE), strict=True))
     dropped = attention.attn_drop.p if attention.training else 0.0
-    if unfused_is_faster(q_BHRE) and not dropped:
+    if takes_matrix_products(q_BHRE, k_BHTE, v_BHTE) and not dropped:
         weights_BHRT = (q_BHRE * attention.scale @ k_BHTE.mT).softmax(-1)
         read_BHRE = weights_BHRT @ v_BHTE
     else:

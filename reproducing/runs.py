@@ -12,6 +12,7 @@ from configs.base import OPTIONS, parse
 from configs.checks import check
 from errors import InputError
 from reproducing.tables import Table
+from resuming import free_to_change
 
 NATURAL = "natural"
 
@@ -48,7 +49,8 @@ class Run:
         if not config:
             return "begun" if (self.folder / "config.json").exists() else "not begun"
         options, saved = parse(self.words).options, config.get("options", {})
-        changed = [name for name in OPTIONS if not OPTIONS[name].run_only  # a resumed run saves what `auto` came to
+        free = free_to_change(False, saved, options)
+        changed = [name for name in OPTIONS if name not in free  # a resumed run saves what `auto` came to
                    and options[name] not in ("auto", saved.get(name))]
         if changed:
             raise InputError(f"{self.folder} holds a run with another --{changed[0]} than {self.method!r} has now: "

@@ -18,6 +18,7 @@ from progress import duration
 from reproducing.runs import Run
 
 CODE = Path(__file__).resolve().parents[1]
+BAD_INPUT = 2  # main.py's exit code
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -57,7 +58,8 @@ class _Working:
 
 
 def run_all(runs: Sequence[Run], at: Sequence[Mapping[str, str]], say: Callable[[str], None]) -> int:
-    """Make the runs, as many at a time as there are places. One that fails does not keep the others from running.
+    """Make the runs, as many at a time as there are places. One that fails does not keep the others from running; but
+    what two methods are refused for, such as data that are not there, would be said of all.
 
     A signal to stop is passed on: each run saves what it has done, and the same call goes on there.
 
@@ -66,6 +68,7 @@ def run_all(runs: Sequence[Run], at: Sequence[Mapping[str, str]], say: Callable[
     """
     waiting, free, working = list(runs), list(at), []
     done, failed, stopped = 0, 0, 0
+    refused: dict[str, set[str]] = {}  # why -> methods
 
     def stop(number: int, frame: object) -> None:
         nonlocal stopped
@@ -91,6 +94,12 @@ def run_all(runs: Sequence[Run], at: Sequence[Mapping[str, str]], say: Callable[
                     continue
                 say(f"{done + failed}/{len(runs)}  {each.run.folder.name}: {duration(seconds)}"
                     + (f", ended with exit code {code}: {_last_line(each.run.log)}" if code else ""))
+                if code == BAD_INPUT:
+                    methods = refused.setdefault(_last_line(each.run.log, where=False), set())
+                    methods.add(each.run.method)
+                    if len(methods) > 1 and waiting:
+                        say(f"two methods were refused for the same reason: {len(waiting)} run(s) are not started")
+                        waiting.clear()
             time.sleep(0.05)
     finally:
         for number, handler in before.items():
@@ -98,10 +107,10 @@ def run_all(runs: Sequence[Run], at: Sequence[Mapping[str, str]], say: Callable[
     return 128 + stopped if stopped else int(failed > 0)
 
 
-def _last_line(log: Path) -> str:
+def _last_line(log: Path, where: bool = True) -> str:
     """What a run said last, and where the rest stands."""
     lines = log.read_text(errors="replace").splitlines() or [""]
-    return f"{lines[-1][:500]} (see {log})"
+    return lines[-1][:500] + (f" (see {log})" if where else "")
 
 
 def _start(run: Run, place: Mapping[str, str]) -> subprocess.Popen:

@@ -9,7 +9,7 @@ import torch
 from fixtures import ROOT
 
 from benchmarks.naive import LENGTH, POOL, PULL, TOP_K, NaiveL2P, NaiveTrainer
-from benchmarks.speed import random_images
+from benchmarks.speed import random_images, read
 from models.prompted_vit import PromptedViT
 from prompt import PromptPool
 
@@ -76,3 +76,13 @@ def test_the_script_measures_and_writes_its_table(measured):
     assert text.endswith("behind\n")
     assert "| naive, fp32 |" in text
     assert "| fp32 |" in text
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("--whole_run", "naive, fp32"), "--whole_run: invalid choice"),
+    (("--reports", "naive, fp32"), "--reports: invalid choice"),
+    (("--ways", "fp32"), "all are compared with 'naive, fp32'")])
+def test_what_cannot_be_measured_is_refused_first(words, said, capsys):
+    with pytest.raises(SystemExit):
+        read(words)
+    assert said in capsys.readouterr().err

@@ -331,6 +331,13 @@ def test_help(capsys):
     assert any(line.strip().startswith("--csv CSV") for line in lines)
 
 
+def test_float32_is_float32_on_a_gpu_too(trained, monkeypatch):
+    """torch by itself lets the patch embedding, a convolution, round to TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    load_run(trained)
+    assert not torch.backends.cudnn.allow_tf32
+
+
 def test_what_was_learned_is_not_changed(trained):
     before = torch.get_rng_state()
     run = load_run(trained)

@@ -109,7 +109,8 @@ def test_every_experiment_of_a_table_exists():
 @pytest.mark.parametrize(("words", "answer"), [
     ([], "name the table first: cifar100, imagenet_r, five_datasets, core50, gaussian, few, demo."),
     (["--dry_run"], "name the table first: cifar100,"),
-    (["cifar10"], "unknown table 'cifar10': there are cifar100,"),
+    (["cifar10"], "unknown table 'cifar10': did you mean cifar100? There are cifar100,"),
+    (["photos"], "unknown table 'photos': There are cifar100,"),
     (["demo", "demo_l2p"], "unexpected word 'demo_l2p': options stand behind the table;"),
     (["demo", "--methods", "l3p"], "--methods l3p: did you mean l2p? This table has l2p, l2p_deep,"),
     (["demo", "--methods"], "--methods: expected at least one argument"),
@@ -235,6 +236,24 @@ def test_a_run_that_fails_does_not_keep_the_others(tmp_path):
     assert "error: not every run is finished; the same command tries again." in err
 
 
+def test_what_would_be_said_of_all_is_said_of_two(tmp_path):
+    """As of data that are not there."""
+    code, out, err = call("demo", "--methods", "ridge", "nearest_class_mean", "linear", "--seeds", 1, 2, "--jobs", 1,
+                          "--output_dir", tmp_path, *TINY, "--init_checkpoint", tmp_path / "none.pth")
+    assert code == 1
+    assert out.count("none.pth") == 2
+    assert "two methods were refused for the same reason: 4 run(s) are not started" in out
+    assert len(list(tmp_path.glob("*.log"))) == 2
+    assert "error: not every run is finished" in err
+
+
+def test_a_dry_run_says_it_once_more_and_no_oftener(tmp_path):
+    code, out, _ = call("demo", "--dry_run", "--methods", "ridge", "nearest_class_mean", "linear", "--seeds", 1,
+                        "--output_dir", tmp_path, *TINY, "--init_checkpoint", tmp_path / "none.pth")
+    assert code == 0
+    assert out.count("no estimate") == 2
+
+
 @pytest.mark.parametrize(("name", "kind"), [("", "file"), ("ridge_seed1", "file"), ("ridge_seed1.log", "folder"),
                                             ("RESULTS.md", "folder"), ("report.html", "folder")])
 def test_what_is_in_the_way_is_told_before_anything_runs(name, kind, tmp_path):
@@ -252,6 +271,8 @@ def test_a_summary_that_is_lost_or_damaged_is_no_lost_run(reproduced, tmp_path):
     run, = planned(TABLES["demo"], tmp_path / "table", methods=["ridge"], seeds=[1], more=TINY)
     other = replace(run, words=(*run.words, "--lr", "1"))
     assert run.state() == "finished"
+    moved = ("--device", "cuda", "--data_path", "elsewhere", "--init_checkpoint", "/elsewhere/glyph_vit.safetensors")
+    assert replace(run, words=(*run.words, *moved)).state() == "finished", "as --resume allows it"
     for damage in (lambda path: path.write_text('{"acc@1": 5'), Path.unlink):
         damage(tmp_path / "table" / "ridge_seed1" / "summary.json")
         assert run.state() == "begun"

@@ -36,7 +36,7 @@ ALLOWED = {  # room (a top-level file or folder): the rooms that it may import; 
     "interruption": {"errors"},
     "speed_test": {"engine", "errors", "plan", "progress", "training", "utils"},
     "reproduce": {"configs", "errors", "main", "paths", "plots", "progress", "reporting", "reproducing"},
-    "reproducing": {"configs", "errors", "progress"},
+    "reproducing": {"configs", "errors", "progress", "resuming"},
     "models": {"errors", "paths", "prompt", "prompt_methods", "utils"},
     "outputs": {"diagnosis", "engine", "errors", "kept_files", "metrics", "paths", "plots", "progress",
                 "tensorboard_file", "utils"},

@@ -100,17 +100,3 @@ def test_the_counter_counts(reading):
     with readings() as found:
         reading(torch.zeros(()))
     assert found
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="counts waits for a GPU")
-@pytest.mark.parametrize("changes", [{}, {"batchwise": False}, {"task_mask": True}])
-def test_a_step_does_not_wait_for_the_gpu(changes):
-    """torch's own detector of synchronisations, on whole steps with data, optimizer and clipping."""
-    model, batches, images = parts("cuda", **changes)
-    one_epoch(model, batches, images, "cuda", replay=[images])  # the first kernels are loaded
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        one_epoch(model, batches, images, "cuda", replay=[images])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
