@@ -4,6 +4,8 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +60,14 @@ def run_program(*words: object, launcher: tuple[str, ...] = (), cifar100: Path |
         env |= {"PYTHONPATH": f"{ROOT / 'tests' / 'site'}:{ROOT}", "TEST_CIFAR100_FOLDER": str(cifar100)}
     return subprocess.run([sys.executable, *launcher, str(ROOT / "main.py"), *map(str, words)], cwd=cwd or ROOT,
                           env=env, capture_output=True, text=True, timeout=timeout)
+
+
+@contextmanager
+def compiled_anew() -> Iterator[None]:
+    """torch stops compiling a function that it has compiled often, without a word: so from the beginning, and seen."""
+    import torch._dynamo.utils  # late, as in conftest.py
+
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"], "nothing was compiled"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures import ROOT, write_npz
+from fixtures import ROOT, compiled_anew, write_npz
 from methods import BATCH, CLASSES, METHODS, TASKS, WORDS, Method
 from test_methods import Signalling, built, images_and_labels, query_of, relative
 from test_waiting import one_epoch, parts
@@ -150,11 +150,9 @@ def test_bfloat16_computes_the_same_to_its_rounding(method):
 @pytest.mark.parametrize("name", ["l2p", "dualprompt", "coda", "no prompts", "fine-tuning"])
 def test_compiled_blocks_compute_the_same(name, data, on_gpu, tmp_path):
     """CUDA graphs included: steps, a shorter last batch, tests."""
-    torch._dynamo.reset()  # it stops compiling a function that it has compiled too often
-    torch._dynamo.utils.counters.clear()
     method = next(method for method in METHODS if method.name == name)
-    finish(*command(method, data, DEVICE, "--compile"), "--output-dir", tmp_path)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    with compiled_anew():
+        finish(*command(method, data, DEVICE, "--compile"), "--output-dir", tmp_path)
     assert_close(learned(tmp_path), learned(on_gpu(method)))
 
 

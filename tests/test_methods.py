@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fixtures import ROOT, write_npz
+from fixtures import ROOT, compiled_anew, write_npz
 from killing import assert_same_results
 from methods import BATCH, CLASSES, METHODS, TASKS, WORDS, Method
 from test_waiting import one_epoch, parts, readings
@@ -372,7 +372,8 @@ def test_two_processes_agree_with_each_other_and_with_one(method, data, tmp_path
 def test_compiled_blocks_compute_the_same(name):
     method = next(method for method in METHODS if method.name == name)
     plain, compiled = (built(method, "--head_init", "trunc_normal") for _ in range(2))
-    compiled.compile(BATCH)
+    with compiled_anew():
+        compiled.compile(BATCH)
     for found, expected in zip(step(compiled, None), step(plain, None), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
