@@ -169,7 +169,8 @@ def estimate(runs: Sequence[Run], at_a_time: int) -> None:
         print(f"{method}: about {duration(seconds)} for a whole run, {len(members)} to do"
               + (f", {memory / 1e9:.1f} GB of memory" if memory else ""), flush=True)
     if total:
-        print(f"all: about {duration(total / at_a_time)}, {at_a_time} at a time; starts, what heads solve and saving come on top")
+        print(f"all: about {duration(total / at_a_time)}, {at_a_time} at a time; starts, solving and saving come on "
+              "top")
 
 
 def compare(plan: Plan) -> None:

@@ -209,7 +209,7 @@ def test_a_dry_run_tells_states_commands_time_and_memory(reproduced):
     assert finished.startswith("finished: python main.py demo_linear --head ridge")
     assert waiting.startswith("not begun: python main.py demo_linear --head ridge")
     assert re.fullmatch(r"ridge: about \d+s for a whole run, 1 to do, \d\.\d GB of memory", estimate)
-    assert re.fullmatch(r"all: about \d+s, 2 at a time; starts, what heads solve and saving come on top", total)
+    assert re.fullmatch(r"all: about \d+s, 2 at a time; starts, solving and saving come on top", total)
     assert sorted(folder.rglob("*")) == before
 
 
