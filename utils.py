@@ -181,9 +181,9 @@ def one_sentence_for_too_little_memory(remedy: str = "use a smaller --batch_size
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        # oneDNN, which multiplies on CPUs, calls what it has no memory for a primitive.
+        # oneDNN, which multiplies on CPUs, calls what it has no memory for a primitive; cuBLAS and cuDNN name a status.
         if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-                or str(error) == "could not create a primitive"):
+                or str(error) == "could not create a primitive" or "_STATUS_ALLOC_FAILED" in str(error)):
             raise
         what = str(error).partition("\n")[0][:200]  # a MemoryError may say nothing
         raise DamagedFileError(f"there is too little memory{f' ({what})' if what else ''}: {remedy}.") from error
