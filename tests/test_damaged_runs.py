@@ -61,6 +61,7 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(stopped, sho
     assert (stopped / "checkpoint" / "previous.pth").read_bytes() == good
 
 
+@pytest.mark.long
 def test_both_checkpoints_damaged(stopped, short_run):
     for name in ("last", "previous"):
         (stopped / "checkpoint" / f"{name}.pth").write_bytes(b"")
@@ -71,7 +72,7 @@ def test_both_checkpoints_damaged(stopped, short_run):
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut short"])
+@pytest.mark.parametrize("damage", ["gone", pytest.param("cut short", marks=pytest.mark.long)])
 def test_a_log_that_is_gone_stops_no_run(damage, stopped, short_run, undisturbed):
     """The checkpoint counts: the run goes on, the log holds whole lines only, and what was lost is said."""
     path = stopped / "log.jsonl"
@@ -111,6 +112,7 @@ def test_a_run_without_its_config(mode, stopped, short_run):
     assert "put it back, remove them by hand, or name another folder" in done.stderr
 
 
+@pytest.mark.long
 def test_a_full_disk_leaves_the_last_checkpoint_good(stopped, short_run, undisturbed):
     """The kernel refuses to let files grow beyond a size, as it does on a full disk: here while last.pth is written."""
     last = stopped / "checkpoint" / "last.pth"
@@ -128,6 +130,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_good(stopped, short_run, undistu
     assert_same_results(undisturbed, stopped)
 
 
+@pytest.mark.long
 def test_two_runs_cannot_share_a_folder(short_run, tmp_path):
     run = Run(tmp_path / "run", *short_run)
     assert run.wait_for(" step ")

@@ -39,6 +39,7 @@ def photos(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_folder_of_photos(photos, tmp_path):
     """Uneven classes, a smaller last task, an order from a file; evaluated, and the same whatever the workers."""
     (tmp_path / "order.txt").write_text("elk\nant\nbee\ndog\ncat\n")

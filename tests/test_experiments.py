@@ -54,7 +54,8 @@ FILES = {"cifar100": cifar100, "cifar100_gaussian_l2p": stream, "demo": glyphs, 
 SETTINGS = {"cifar100_gaussian_l2p": "task-agnostic", "core50_l2p": "domain-incremental"}  # others: class-incremental
 
 
-@pytest.mark.parametrize("name", experiment_names())
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=pytest.mark.long if name == "core50_l2p" else ()) for name in experiment_names()])
 def test_two_tasks(name, tmp_path, monkeypatch):
     """To the end, with the experiment's own settings; and `--eval` finds the same numbers."""
     (tmp_path / "data").mkdir()

@@ -39,7 +39,8 @@ def test_a_signal_stops_after_the_step_and_nothing_is_computed_twice(number, sho
     assert_same_results(undisturbed, tmp_path / "run")
 
 
-@pytest.mark.parametrize("closed", ["terminal", pytest.param("pipe", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("closed", ["terminal", "pipe"])
 def test_nobody_reads_the_output_any_more(closed, short_run, tmp_path):
     """A terminal that was closed, a connection that dropped; `| tee` that ended with the Ctrl-C meant for the run."""
     ours, theirs = os.openpty() if closed == "terminal" else os.pipe()
@@ -146,6 +147,7 @@ def test_a_signal_stops_where_an_epoch_is_one_step(short_run, tmp_path):
     assert int(re.search(r"epoch (\d+)/300", first)[1]) == int(re.search(r"epoch (\d+)/300", last)[1]) + 1
 
 
+@pytest.mark.long
 def test_a_signal_during_evaluation(short_run, undisturbed, tmp_path):
     """The evaluation is made anew, and the epochs before it are not."""
     run = Run(tmp_path / "run", *short_run)
@@ -158,6 +160,7 @@ def test_a_signal_during_evaluation(short_run, undisturbed, tmp_path):
     assert_same_results(undisturbed, tmp_path / "run")
 
 
+@pytest.mark.long
 def test_a_finished_run_stays_as_it_is(short_run, undisturbed):
     before = numbers(undisturbed), log(undisturbed)
     done = run_program(*short_run, "--output_dir", undisturbed, "--resume")

@@ -333,7 +333,8 @@ def submit(data: Path, shared: Path, *words: object, **options) -> subprocess.Co
                "local", "--gpus_per_node", 0, *words), **options)
 
 
-@pytest.mark.parametrize("tasks", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("tasks", [1, 2])
 def test_a_local_job(tasks, data, tmp_path):
     """Submitted in a folder that is not the program's; its output is in the job's folder, and nothing else is left."""
     shared = tmp_path / "shared"

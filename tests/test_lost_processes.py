@@ -71,6 +71,7 @@ def test_the_others_end_when_one_process_is_lost(rank, number, short_run, undist
     assert_same_results(undisturbed_pair, tmp_path / "run")
 
 
+@pytest.mark.long
 def test_processes_end_when_torchrun_is_killed(short_run, undisturbed_pair, tmp_path):
     """After their step, saved; the folder is free for a new start."""
     run = Run(tmp_path / "run", *short_run, launcher=TORCHRUN)

@@ -243,6 +243,7 @@ def test_unscale_lr(monkeypatch):
     assert all_of_them == 2 * one == 2 * 0.03 * 4 / 256
 
 
+@pytest.mark.long
 def test_world_size_and_dist_url(lab, tmp_path):
     """Two processes meet where --dist_url says (the environment names no place), and are as many as expected."""
     code, out, err = call(*lab.words(*BASE, "--world_size", "2", "--output_dir", ""))

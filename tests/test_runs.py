@@ -187,6 +187,7 @@ def test_an_empty_output_dir_saves_nothing(data, tmp_path, monkeypatch, capsys):
 
 
 # ---- several processes ----
+@pytest.mark.long
 def test_two_processes_agree_with_each_other_and_with_one(data, tmp_path):
     """2 × 4 images take the steps of 1 × 8: the same images, the same crops, the mean gradient over all of them."""
     words = ["cifar100_l2p", "--data-path", data, "--num-tasks", 3, "--device", "cpu", *TINY, *LEARNS,

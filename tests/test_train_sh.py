@@ -32,6 +32,7 @@ def test_train_sh_is_a_shell_script_and_its_slurm_lines_come_first():
     assert {"#SBATCH --requeue", "#SBATCH --open-mode=append", "#SBATCH --signal=B:USR1@120"} <= set(lines)
 
 
+@pytest.mark.long
 def test_train_sh_without_slurm(data, tmp_path):
     """Called from another folder; the same command again continues, here a run that is finished."""
     words = tiny(data, "--device", "cpu", "--output_dir", "out")
