@@ -89,7 +89,7 @@ def read(argv: Sequence[str]) -> Plan:
     name, *more = words
     if name not in TABLES:
         near = difflib.get_close_matches(name, TABLES, n=1)
-        raise InputError(f"unknown table {name!r}: {f'did you mean {near[0]}? ' if near else ''}There are "
+        raise InputError(f"unknown table {name!r}: {f'did you mean {near[0]}? There' if near else 'there'} are "
                          f"{', '.join(TABLES)}.")
     if more and not more[0].startswith("-"):
         raise InputError(f"unexpected word {more[0]!r}: options stand behind the table; --methods chooses its runs.")
@@ -160,6 +160,7 @@ def estimate(runs: Sequence[Run], at_a_time: int) -> None:
         except (InputError, program.RunStoppedError) as error:
             print(f"{method}: no estimate: {error}")
             if str(error) == refused:  # of the method before, too: of the data or the weights
+                print("two methods were refused for the same reason: the others are not tried")
                 break
             refused = str(error)
             continue

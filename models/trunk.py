@@ -32,10 +32,11 @@ def run_trunk(vit: VisionTransformer, tokens_BTD: Tensor, start: int, stop: int,
     for layer, block in enumerate(vit.blocks):
         if layer in tokens:
             tokens_BTD = insert(tokens_BTD, tokens[layer], vit.num_prefix_tokens)
-        plain = is_plain(block) and not drops(block)
-        if plain and layer == last and stop - start < tokens_BTD.shape[1]:
+        part = layer == last and stop - start < tokens_BTD.shape[1]
+        if part and is_plain(block) and not drops(block):
             return vit.norm(run_block(block, tokens_BTD, start, stop, prefixes.get(layer)))
-        if layer in prefixes or (plain and takes_matrix_products(tokens_BTD, block.attn.qkv.weight)):
+        if layer in prefixes or (is_plain(block) and takes_matrix_products(tokens_BTD, block.attn.qkv.weight)
+                                 and not drops(block)):
             tokens_BTD = run_block(block, tokens_BTD, 0, tokens_BTD.shape[1], prefixes.get(layer))
         else:
             tokens_BTD = block(tokens_BTD)

@@ -92,10 +92,11 @@ def run_all(runs: Sequence[Run], at: Sequence[Mapping[str, str]], say: Callable[
                 if code and stopped:
                     say(f"{each.run.folder.name}: stopped")
                     continue
+                why = _last_line(each.run.log)
                 say(f"{done + failed}/{len(runs)}  {each.run.folder.name}: {duration(seconds)}"
-                    + (f", ended with exit code {code}: {_last_line(each.run.log)}" if code else ""))
+                    + (f", ended with exit code {code}: {why} (see {each.run.log})" if code else ""))
                 if code == BAD_INPUT:
-                    methods = refused.setdefault(_last_line(each.run.log, where=False), set())
+                    methods = refused.setdefault(why, set())
                     methods.add(each.run.method)
                     if len(methods) > 1 and waiting:
                         say(f"two methods were refused for the same reason: {len(waiting)} run(s) are not started")
@@ -107,10 +108,9 @@ def run_all(runs: Sequence[Run], at: Sequence[Mapping[str, str]], say: Callable[
     return 128 + stopped if stopped else int(failed > 0)
 
 
-def _last_line(log: Path, where: bool = True) -> str:
-    """What a run said last, and where the rest stands."""
-    lines = log.read_text(errors="replace").splitlines() or [""]
-    return lines[-1][:500] + (f" (see {log})" if where else "")
+def _last_line(log: Path) -> str:
+    """What a run said last."""
+    return (log.read_text(errors="replace").splitlines() or [""])[-1][:500]
 
 
 def _start(run: Run, place: Mapping[str, str]) -> subprocess.Popen:

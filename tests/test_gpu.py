@@ -3,16 +3,14 @@
 `make test-gpu` runs these tests; all others run as if there were no GPU.
 """
 
-import contextlib
 import functools
-import io
 import json
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +18,9 @@ import pytest
 import torch
 from fixtures import ROOT, compiled_anew, write_npz
 from methods import BATCH, CLASSES, METHODS, TASKS, WORDS, Method
-from test_methods import Signalling, built, images_and_labels, query_of, relative
+from test_methods import built, call, images_and_labels, query_of, relative
 from test_waiting import one_epoch, parts
 
-import main
 import outputs
 from build import choose_device
 from continual_datasets import Batches, images_in_memory
@@ -50,14 +47,6 @@ def _quicker():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return write_npz(tmp_path_factory.mktemp("data") / "data.npz", CLASSES, train_per_class=6, test_per_class=3)
-
-
-def call(*words: object, stop_at: str | None = None) -> tuple[int, str, str]:
-    """Run the program in this process: exit code, stdout, stderr."""
-    out, err = Signalling(stop_at), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main.main([str(word) for word in words])
-    return code, out.getvalue(), err.getvalue()
 
 
 def finish(*words: object) -> str:
@@ -219,29 +208,27 @@ def test_answers_are_those_of_the_cpu(on_gpu):
 
 
 # ---- not waiting ----
+def assert_nothing_waits(step: Callable[[], object]) -> None:
+    step()  # the first kernels are loaded
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 @trained_methods
 def test_a_step_does_not_wait_for_the_gpu(method):
     _, batches, images = parts(DEVICE)
     model = built(method).to(DEVICE).train()
-    one_epoch(model, batches, images, DEVICE)  # the first kernels are loaded
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        one_epoch(model, batches, images, DEVICE)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    assert_nothing_waits(lambda: one_epoch(model, batches, images, DEVICE))
 
 
 @pytest.mark.parametrize("changes", [{}, {"batchwise": False}, {"task_mask": True}])
 def test_a_step_with_replay_does_not_wait_for_the_gpu(changes):
     model, batches, images = parts(DEVICE, **changes)
-    one_epoch(model, batches, images, DEVICE, replay=[images])
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        one_epoch(model, batches, images, DEVICE, replay=[images])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    assert_nothing_waits(lambda: one_epoch(model, batches, images, DEVICE, replay=[images]))
 
 
 # ---- size ----

@@ -110,7 +110,7 @@ def test_every_experiment_of_a_table_exists():
     ([], "name the table first: cifar100, imagenet_r, five_datasets, core50, gaussian, few, demo."),
     (["--dry_run"], "name the table first: cifar100,"),
     (["cifar10"], "unknown table 'cifar10': did you mean cifar100? There are cifar100,"),
-    (["photos"], "unknown table 'photos': There are cifar100,"),
+    (["photos"], "unknown table 'photos': there are cifar100,"),
     (["demo", "demo_l2p"], "unexpected word 'demo_l2p': options stand behind the table;"),
     (["demo", "--methods", "l3p"], "--methods l3p: did you mean l2p? This table has l2p, l2p_deep,"),
     (["demo", "--methods"], "--methods: expected at least one argument"),
@@ -252,6 +252,7 @@ def test_a_dry_run_says_it_once_more_and_no_oftener(tmp_path):
                         "--output_dir", tmp_path, *TINY, "--init_checkpoint", tmp_path / "none.pth")
     assert code == 0
     assert out.count("no estimate") == 2
+    assert out.endswith("two methods were refused for the same reason: the others are not tried\n")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("", "file"), ("ridge_seed1", "file"), ("ridge_seed1.log", "folder"),
