@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.base import build_parser
 from configs.checks import check
+from configs.command import build_parser
 from configs.importing import ABOUT, PROGRAM, WORDS, Import, read_import, translated
 from errors import InputError
 from paths import outside_path

@@ -16,7 +16,7 @@ import run_folder
 import saved_files
 from build import build_eval_transform, choose_device, choose_precision, device_warning
 from configs import load_experiment
-from configs.base import default_options
+from configs.command import default_options
 from continual_datasets.large_images import in_rgb, read_picture
 from continual_datasets.transforms import EvalTransform
 from distributed import Processes

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from configs import experiment_names, load_experiment
-from configs.base import OPTIONS, Command, build_parser, parse
+from configs.base import OPTIONS
 from configs.checks import check
+from configs.command import Command, build_parser, parse
 from distributed import Processes, end_with_launcher, processes_from_environment, speaks_for_its_machine, warn
 from errors import DamagedFileError, InputError
 from resuming import check_what_is_evaluated, find_where_to_go_on, mend_checkpoints, with_saved_options

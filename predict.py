@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.base import build_parser
+from configs.command import build_parser
 from configs.predicting import ABOUT, PREDICT_GROUPS, PROGRAM, WORDS, Question, read_question
 from errors import DamagedFileError, InputError
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.base import build_parser, split_off
+from configs.command import build_parser, split_off
 from configs.report import PROGRAM, REPORT_GROUPS
 from errors import InputError
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.base import build_parser, parse, split_off
+from configs.command import build_parser, parse, split_off
 from configs.reproducing import PROGRAM, REPRODUCING_GROUPS
 from errors import InputError
 from paths import outside_path

@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from configs import load_experiment
-from configs.base import OPTIONS, Command, default_options
+from configs.base import OPTIONS
+from configs.command import Command, default_options
 from distributed import Processes, warn
 from errors import InputError
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from configs import load_experiment
-from configs.base import build_parser, parse
+from configs.command import build_parser, parse
 from configs.launcher import PROGRAM, Submission, help_groups, read_submission
 from errors import InputError
 from paths import outside_path

@@ -11,7 +11,8 @@ from typing import Any
 
 import paths
 from configs import experiment_names
-from configs.base import OPTIONS, accepts
+from configs.base import OPTIONS
+from configs.command import accepts
 from errors import InputError
 from kinds import (
     Anything,
@@ -39,7 +40,7 @@ MAX_JSON_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class SavedOptions:
-    """What `configs.base.parse` could have given, by its names."""
+    """What `configs.command.parse` could have given, by its names."""
 
     def check(self, value: Any, where: str) -> None:
         MapOf(Anything()).check(value, where)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from build import build_batches
-from configs.base import parse
+from configs.command import parse
 from continual_datasets import Batches, Scenario
 from distributed import Processes
 from models import PromptedViT, build_model, resolve_model_name

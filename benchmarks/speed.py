@@ -72,7 +72,7 @@ def naive_work(way: str, options: SimpleNamespace, device: torch.device) -> dict
 def our_work(way: str, options: SimpleNamespace, device: torch.device) -> dict[str, Any]:
     """The same steps by the program's own parts, built as main.py builds them for this command line."""
     from build import build_batches, build_recipe, choose_device, choose_precision
-    from configs.base import parse
+    from configs.command import parse
     from continual_datasets import images_in_memory
     from distributed import Processes
     from models import QueryCache, build_model

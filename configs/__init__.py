@@ -9,7 +9,8 @@ import pkgutil
 from dataclasses import dataclass
 from typing import Any
 
-NOT_EXPERIMENTS = {"base", "checks", "importing", "launcher", "predicting", "report", "reproducing"}
+NOT_EXPERIMENTS = {"base", "checks", "command", "importing", "launcher", "option", "predicting", "report",
+                   "reproducing"}
 DEFAULT_EXPERIMENT = "cifar100_l2p"
 
 

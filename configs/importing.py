@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from configs.base import OPTIONS, Command, Option, default_options, parse, typed
+from configs.base import OPTIONS
+from configs.command import Command, default_options, parse, typed
+from configs.option import Option
 from errors import InputError
 
 PROGRAM = "import_run.py"

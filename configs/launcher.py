@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from configs.base import GROUPS, Command, Option, boolean, integer, number, or_none, parse, path, split_off, word
+from configs.base import GROUPS
 from configs.checks import check
+from configs.command import Command, parse, split_off
+from configs.option import Option, boolean, integer, number, or_none, path, word
 from errors import InputError
 
 PROGRAM = "run_with_submitit.py"

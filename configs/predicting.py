@@ -3,7 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from configs.base import OPTIONS, Option, words_and_options
+from configs.base import OPTIONS
+from configs.command import words_and_options
+from configs.option import Option
 from errors import InputError
 
 PROGRAM = "predict.py"

@@ -1,6 +1,6 @@
 """The options of `report.py`."""
 
-from configs.base import Option, boolean, or_none, word
+from configs.option import Option, boolean, or_none, word
 
 PROGRAM = "report.py"
 

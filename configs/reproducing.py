@@ -1,6 +1,6 @@
 """The options of `reproduce.py`: which runs, where, and how many at a time."""
 
-from configs.base import Option, boolean, integer, or_none, path, word
+from configs.option import Option, boolean, integer, or_none, path, word
 
 PROGRAM = "reproduce.py"
 

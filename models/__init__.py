@@ -40,7 +40,7 @@ def build_model(options: dict[str, Any], num_classes: int, num_tasks: int | None
     """The model that the options describe, on the CPU, every parameter in place.
 
     Args:
-        options: by the names of main.py's; `configs.base.default_options()` has all of them.
+        options: by the names of main.py's; `configs.command.default_options()` has all of them.
         num_tasks: how many tasks training goes through; None where it is not told of tasks.
 
     Raises:
@@ -76,7 +76,7 @@ def check_nothing_is_missing(o: dict[str, Any]) -> None:
         missing += [name for name in options_of(o["prompt_method"]) if name not in o]
     if missing:
         raise InputError(f"a model cannot be built without the options {', '.join(missing)}: add them, as by "
-                         "configs.base.default_options() | {...}.")
+                         "configs.command.default_options() | {...}.")
 
 
 def options_that_read_cls(o: dict[str, Any], prompt: PromptMethod | None) -> list[str]:

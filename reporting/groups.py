@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from configs import experiment_names, load_experiment
-from configs.base import OPTIONS, default_options
+from configs.base import OPTIONS
+from configs.command import default_options
 from reporting.runs import Run, by_preference, why_taken
 
 ALONE = "prompts chosen per image, or not at all"

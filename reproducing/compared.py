@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.base import OPTIONS, parse
+from configs.base import OPTIONS
+from configs.command import parse
 from errors import InputError
 from reproducing.published import IN1K, IN21K, NOT_TOLD, SOURCES, Published
 from reproducing.runs import Run

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.base import OPTIONS, parse
+from configs.base import OPTIONS
 from configs.checks import check
+from configs.command import parse
 from errors import InputError
 from reproducing.tables import Table
 from resuming import free_to_change

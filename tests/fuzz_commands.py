@@ -11,7 +11,8 @@ from fixtures import write_npz
 from timm.optim import list_optimizers
 
 from configs import experiment_names, load_experiment
-from configs.base import OPTIONS, boolean
+from configs.base import OPTIONS
+from configs.option import boolean
 
 TINY = {"dataset": "Split-NPZ", "data_path": "data.npz", "model": "glyph_vit_tiny", "pretrained": "false",
         "input_size": "32", "batch_size": "4", "epochs": "1", "num_workers": "0", "num_tasks": "2", "device": "cpu",

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 import build
 import main
-from configs.base import parse
+from configs.command import parse
 from utils import load_checkpoint
 
 # {data}, {other}, {weights} and {order} stand for files of the `Lab`.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from configs import load_experiment
-from configs.base import default_options
+from configs.command import default_options
 from metrics import AccuracyMatrix
 
 

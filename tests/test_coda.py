@@ -14,7 +14,7 @@ from torch import nn
 
 import outputs
 from build import build_recipe
-from configs.base import parse
+from configs.command import parse
 from prompt_methods.coda import CodaPrompt, orthonormal
 from utils import load_checkpoint, random_generator
 

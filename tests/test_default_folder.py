@@ -7,7 +7,7 @@ import pytest
 
 import main
 from configs import load_experiment
-from configs.base import default_options, parse
+from configs.command import default_options, parse
 from errors import InputError
 from resuming import with_saved_options
 

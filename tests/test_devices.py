@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 import main
 import outputs
 from build import build_batches, build_recipe, choose_device, choose_precision, device_warning, read_scenario
-from configs.base import parse
+from configs.command import parse
 from engine import Continual
 from errors import InputError
 from interruption import StopRequest

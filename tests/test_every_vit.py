@@ -10,7 +10,7 @@ from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 
 from configs import load_experiment
-from configs.base import default_options
+from configs.command import default_options
 from models import build_model
 from models.prompted_vit import PromptedViT
 

@@ -12,7 +12,7 @@ import torch
 from tiny_vits import SMALL, TINY_VITS, images_for, tiny_vit
 from torch import nn
 
-from configs.base import parse
+from configs.command import parse
 from models.prompted_vit import PromptedViT
 from models.trunk import run_trunk
 from prompt import FixedPrompt, Host, PromptPool

@@ -16,7 +16,7 @@ import pytest
 from fuzz_commands import TINY, command_words, draw_command, listing, make_surroundings
 
 import main
-from configs.base import parse
+from configs.command import parse
 from errors import InputError
 
 DAY = os.environ.get("FUZZ_DAY", str(datetime.date.today()))

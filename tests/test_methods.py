@@ -23,7 +23,8 @@ import engine
 import main
 import outputs
 import speed_test
-from configs.base import OPTIONS, parse
+from configs.base import OPTIONS
+from configs.command import parse
 from continual_datasets import images_in_memory
 from continual_datasets.scenario import Sessions
 from models import PromptedViT, build_model

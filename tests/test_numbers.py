@@ -17,7 +17,8 @@ from safetensors import safe_open
 
 from benchmarks.speed import table as speed_table
 from configs import experiment_names
-from configs.base import OPTIONS, parse
+from configs.base import OPTIONS
+from configs.command import parse
 
 PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "demo/README.md", "benchmarks/README.md", "results/README.md",
          "configs/cifar100_l2p_nopos.py", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))

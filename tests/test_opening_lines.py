@@ -12,7 +12,7 @@ from tiny_vits import images_for, tiny_vit
 
 import build
 import speed_test
-from configs.base import parse
+from configs.command import parse
 from models import PromptedViT
 from prompt import WITHOUT_POOL, FixedPrompt, Host, NoPrompts
 from prompt_methods import build_prompt_method, options_of

@@ -14,7 +14,8 @@ import test_heads
 import test_options_alone as alone
 from lab import ALIGNED, BASE, CODA, DIVERSE, DUAL, NO_PROMPTS, SGD, STREAM, measure_rates, measure_run
 
-from configs.base import OPTIONS, parse
+from configs.base import OPTIONS
+from configs.command import parse
 
 pytestmark = pytest.mark.filterwarnings("ignore:PlateauLRScheduler is deprecated")
 

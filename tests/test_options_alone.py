@@ -17,7 +17,7 @@ from lab import BASE, STREAM, Interrupting, call, learned_in, measure_rates, mea
 from safetensors.torch import save_file
 
 import build
-from configs.base import parse
+from configs.command import parse
 from continual_datasets import Scenario
 from continual_datasets.npz import read_npz
 from records import opening_lines

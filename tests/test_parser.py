@@ -12,8 +12,10 @@ from fixtures import ROOT, run_program
 
 import main
 from configs import experiment_names, load_experiment
-from configs.base import GROUPS, OPTIONS, boolean, build_parser, default_options, parse
+from configs.base import GROUPS, OPTIONS
 from configs.checks import check
+from configs.command import build_parser, default_options, parse
+from configs.option import boolean
 from continual_datasets.scenario import DEFAULT_TASKS
 from errors import InputError
 

@@ -10,7 +10,7 @@ from fixtures import ROOT, TINY, write_npz
 from PIL import Image
 
 import main
-from configs.base import default_options
+from configs.command import default_options
 from errors import InputError
 from models import MODEL_OPTIONS, build_model
 from prompt_methods import options_of

@@ -24,7 +24,7 @@ from run_folders import write_run
 
 import report
 import utils
-from configs.base import parse
+from configs.command import parse
 from reporting import page
 from results.record import make_record
 

@@ -21,7 +21,7 @@ from test_plots import check_picture
 
 import reproduce
 from configs import experiment_names, load_experiment
-from configs.base import parse
+from configs.command import parse
 from configs.demo_l2p import GLYPHS
 from errors import InputError
 from plots import plot_against_size

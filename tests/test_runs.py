@@ -114,7 +114,7 @@ def test_the_exact_trainable_set_of_vit_b16():
 
 
 def vit_b16_options(experiment: str) -> dict:
-    from configs.base import parse
+    from configs.command import parse
 
     return parse([experiment, "--no-pretrained"]).options
 

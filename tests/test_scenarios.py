@@ -14,7 +14,7 @@ from published import class_folders, write_files
 
 from build import scenario_warnings
 from configs import load_experiment
-from configs.base import default_options
+from configs.command import default_options
 from continual_datasets import LabelledImages, build_scenario, images_in_memory
 from continual_datasets.class_orders import read_class_order
 from continual_datasets.readers import CATALOGUE, FIVE_DATASETS, names_of

@@ -143,12 +143,13 @@ def test_modules_are_imported_by_name_only_where_experiments_and_methods_are_loo
 
 def test_the_command_line_is_read_in_one_place():
     readers = {module for module in SOURCES if "argparse" in imported_names(module)}
-    assert {module for module in readers if not module.startswith(("demo.", "benchmarks."))} == {"configs.base"}
+    elsewhere = {module for module in readers if not module.startswith(("demo.", "benchmarks."))}
+    assert elsewhere == {"configs.command", "configs.option"}
 
 
 @pytest.mark.parametrize("statement", [
-    "import configs.base; configs.base.parse(['cifar100_l2p_jax', '--lr', '0.1'])",
-    "import configs.base, configs.checks; configs.checks.check(configs.base.parse([]).options)",
+    "import configs.command; configs.command.parse(['cifar100_l2p_jax', '--lr', '0.1'])",
+    "import configs.checks, configs.command; configs.checks.check(configs.command.parse([]).options)",
     "import main; main.main(['--list'])",
     "import main; main.main(['--help'])",
     "import main; main.main(['--epohcs', '3'])",

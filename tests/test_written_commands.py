@@ -19,10 +19,12 @@ import report
 import reproduce
 from benchmarks import speed
 from configs import experiment_names
-from configs.base import OPTIONS, Option, parse, split_off, words_and_options
+from configs.base import OPTIONS
 from configs.checks import check
+from configs.command import parse, split_off, words_and_options
 from configs.importing import read_import
 from configs.launcher import LAUNCHER_GROUPS, read_submission
+from configs.option import Option
 from configs.predicting import PREDICT_GROUPS, read_question
 from configs.report import REPORT_GROUPS
 from configs.reproducing import REPRODUCING_GROUPS
