@@ -19,6 +19,7 @@ from timm.scheduler import create_scheduler
 from timm.scheduler.scheduler import Scheduler
 
 from continual_datasets import Batches, GaussianSchedule, Scenario, build_scenario
+from continual_datasets.readers import reads_nothing
 from continual_datasets.transforms import EvalTransform, TrainTransform
 from distributed import Processes, processes_from_environment
 from errors import InputError
@@ -187,9 +188,13 @@ def model_warnings(options: dict[str, Any], given: Collection[str], model: Promp
     return found
 
 
-def scenario_warnings(options: dict[str, Any], scenario: Scenario) -> list[str]:
-    """Of what is allowed and hardly meant."""
-    return _of_absent_classes(scenario) + _of_classes_alone(options, scenario)
+def scenario_warnings(options: dict[str, Any], given: Collection[str], scenario: Scenario) -> list[str]:
+    """Of what is allowed and hardly meant. `given`: names of the options that the command line has."""
+    found = []
+    if "data_path" in given and reads_nothing(options["dataset"]):
+        found.append(f"--data_path: without effect with --dataset {options['dataset']}, whose images are drawn and not "
+                     "read.")
+    return found + _of_absent_classes(scenario) + _of_classes_alone(options, scenario)
 
 
 def _of_absent_classes(scenario: Scenario) -> list[str]:

@@ -195,7 +195,7 @@ def build_parts(command: Command, processes: Processes, device: "torch.device", 
         warn(processes, warning)
     with main_process_first(processes):
         scenario = read_scenario(options, processes, command.turn_photos)
-    for note in (*scenario.notes, *scenario_warnings(options, scenario)):
+    for note in (*scenario.notes, *scenario_warnings(options, command.given, scenario)):
         warn(processes, note)
     if options["eval"] or options["resume"]:
         check_scenario(options["output_dir"], scenario.record)

@@ -12,7 +12,7 @@ import timm
 import torch
 import torchvision
 
-from continual_datasets import Scenario, Setting
+from continual_datasets import Scenario
 from models import PromptedViT, backbone_fingerprint, resolve_model_name
 from utils import Processes, shown
 
@@ -24,7 +24,7 @@ def describe_run(experiment: str, options: dict[str, Any], model: PromptedViT, s
         model.parameters(), (p for _, p in model.trained_parameters()))]
     return {
         "experiment": experiment, "options": options,
-        "protocol": protocol(model, options["batch_size"], scenario.setting),
+        "protocol": protocol(model, options["batch_size"], scenario),
         "model": {"name": resolve_model_name(options["model"])[0], "parameters": counts[0],
                   "trainable_parameters": counts[1], "backbone_sha256": backbone_fingerprint(model.backbone)},
         "class_names": list(scenario.class_names), "tasks": describe_tasks(scenario),
@@ -47,9 +47,10 @@ def describe_tasks(scenario: Scenario) -> dict[str, Any]:
             "known_in_training": scenario.setting.known_in_training, "first_with_class": first}
 
 
-def protocol(model: PromptedViT, batch_size: int, setting: Setting) -> str:
+def protocol(model: PromptedViT, batch_size: int, scenario: Scenario) -> str:
     """How prompts are chosen in the test, and which classes compete: numbers of different protocols do not compare."""
-    return f"{model.prompt.describe_choice(batch_size)}, {setting.name}"
+    together = min(batch_size, max(len(task.test) for task in scenario.tested))  # no batch has more of one test set
+    return f"{model.prompt.describe_choice(together)}, {scenario.setting.name}"
 
 
 FEW_IMAGES = 100

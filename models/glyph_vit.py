@@ -15,7 +15,7 @@ GLYPH_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 4, "num
 
 default_cfgs = generate_default_cfgs(
     {
-        "glyph_vit_tiny.untrained": {
+        "glyph_vit_tiny": {
             "input_size": (3, 32, 32),
             "num_classes": 0,
             "mean": (0.0, 0.0, 0.0),  # it was pretrained on plain [0, 1] pixels

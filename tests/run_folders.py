@@ -28,7 +28,7 @@ def write_run(folder: Path, seed: int = 1, *, level: float = 80.0, tasks: int = 
     config = {
         "experiment": experiment, "protocol": f"{choice}, {setting}",
         "options": default_options(load_experiment(experiment)) | {"seed": seed, "top_k": 2, "size": prompts} | options,
-        "model": {"name": "glyph_vit_tiny.untrained", "parameters": 830612, "trainable_parameters": 10260,
+        "model": {"name": "glyph_vit_tiny", "parameters": 830612, "trainable_parameters": 10260,
                   "backbone_sha256": weights},
         "class_names": [f"class {k}" for k in range(classes)], "world_size": 1, "device": "cpu", "precision": "fp32",
         "command": ["main.py", experiment, "--seed", str(seed)], "commit": "c" * 40,

@@ -46,6 +46,20 @@ def test_few_test_images(lab, tmp_path):
     assert "the smallest test set" not in opening(lab, "--data_path", str(enough))
 
 
+def test_a_batch_vote_is_of_no_more_images_than_a_test_set_has(lab):
+    assert "; batch vote over 3, class-incremental\n" in opening(lab, "--batch-size", "3")
+    assert "; batch vote over 4, class-incremental\n" in opening(lab, "--batch-size", "16")
+
+
+@pytest.mark.parametrize(("dataset", "is_told"), [("Split-Glyphs", True), ("Glyphs,HardGlyphs", True),
+                                                  ("Glyphs,NPZ", False)])
+def test_a_data_path_that_nothing_reads_is_told(dataset, is_told, lab, tmp_path, nothing_measured):
+    path = write_npz(tmp_path / "data.npz", train_per_class=4, test_per_class=4)
+    told = "--data_path: without effect" in " ".join(warnings_of(
+        lab, *BASE, "--dataset", dataset, "--data-path", str(path), "--subsample", "2", "--subsample_test", "2"))
+    assert told is is_told
+
+
 def test_where_no_prompts_are_chosen_the_screen_says_so(lab, tmp_path):
     """The saved words are older, and stay."""
     code, out, err = call(*lab.words(*BASE, *NO_PROMPTS), "--output_dir", tmp_path)

@@ -207,10 +207,10 @@ def test_classes_without_images_are_named(part, what):
     """An average over the others would pass for one over all."""
     options = {"train_mask": True, "head": "linear"}
     order = list(range(12))
-    assert scenario_warnings(options, split_by_class(dataset(12), 3, order)) == []
-    (warning,) = scenario_warnings(options, split_by_class(lacking(part, [5]), 3, order))
+    assert scenario_warnings(options, (), split_by_class(dataset(12), 3, order)) == []
+    (warning,) = scenario_warnings(options, (), split_by_class(lacking(part, [5]), 3, order))
     assert warning.startswith(f"no {what} image of 1 class(es), name 5: ")
-    (warning,) = scenario_warnings(options, split_by_class(lacking(part, [0, 1, 2, 4, 5, 8]), 3, order))
+    (warning,) = scenario_warnings(options, (), split_by_class(lacking(part, [0, 1, 2, 4, 5, 8]), 3, order))
     assert warning.startswith(f"no {what} image of 6 class(es), name 0, name 1, name 2, name 4, name 5, …: ")
 
 
