@@ -22,7 +22,7 @@ from diagnosis import Diagnosis, Found
 from interruption import Interrupted, StopRequest
 from metrics import AccuracyMatrix
 from models import PromptedViT, QueryCache
-from progress import FIRST_TEST, OBSERVING, TEST, TRAINING, Pass
+from progress import FIRST_TEST, OBSERVING, RECALL, TEST, TRAINING, Pass
 from training import Recipe, Sums, load_training_state, masked, means, train_step, training_state
 from utils import Processes, gathered_in_order, random_seed, sum_over_processes
 
@@ -284,7 +284,8 @@ class Continual:
         counts = []
         column = self.scenario.evaluated_after.index(task)
         also_per_image = self._also_per_image(task)
-        passes = self.test_passes(task, lambda images: self.query_cache.holds(self.model, images))
+        holds = self.query_cache.holds_readings if self._readings_stay else self.query_cache.holds
+        passes = self.test_passes(task, lambda images: holds(self.model, images))
         final = column + 1 == len(self.scenario.evaluated_after)
         diagnosis = Diagnosis(self.scenario.num_classes if final else 0, self.model.prompt.keys(), self.device)
         for row in self.scenario.tests_after(task):
@@ -333,7 +334,11 @@ class Continual:
             if add_queries:
                 query_BD = model.query(batch.images_BCHW) if query_BD is None else query_BD
                 diagnosis.add_queries(query_BD)
-            output = model(batch.images_BCHW, query_BD=query_BD, per_image=per_image)
+            if self._readings_stay:
+                output = model.answer(self.query_cache.reading(model, test.fingerprint, self.batches.batch_size,
+                                                               batch.index, batch.images_BCHW, query_BD, per_image))
+            else:
+                output = model(batch.images_BCHW, query_BD=query_BD, per_image=per_image)
             logits_BK = masked(output.logits_BK, outside_K)
             best_B5 = logits_BK.topk(min(5, logits_BK.shape[1])).indices
             diagnosis.add_predictions(batch.labels_B, best_B5[:, 0])
@@ -373,22 +378,30 @@ class Continual:
         """The passes of an evaluation in their order.
 
         Args:
-            is_known: whether the queries of these images are known when their pass begins; asked once for each pass.
+            is_known: whether these images were tested before with the weights as they are, so that their queries are
+                known (or what the head reads of them, where that stays); asked once for each pass.
         """
         votes = self._also_per_image(task) and self.model.prompt.votes
         tests = [self.scenario.tested[row].test for row in self.scenario.tests_after(task) for _ in range(1 + votes)]
         total, before = sum(map(self.batches.steps_per_test, tests)), 0
         for test in tests:
             steps = self.batches.steps_per_test(test)
-            first = not is_known(test.fingerprint) and self.model.query_is_kept
-            yield Pass(FIRST_TEST if first else TEST, f"testing after {self._place(task)}", steps, len(test),
-                       before, total)
+            known = is_known(test.fingerprint)
+            first = FIRST_TEST if self.model.query_is_kept else TEST
+            kind = first if not known else RECALL if self._readings_stay else TEST
+            yield Pass(kind, f"testing after {self._place(task)}", steps, len(test), before, total)
             before += steps
 
     def _place(self, task: int) -> str:
         return f"{self.scenario.setting.unit} {task + 1}/{len(self.scenario.tasks)}"
 
     # ---- parts ----
+    @property
+    def _readings_stay(self) -> bool:
+        """Whether what the head reads of a test image stays from one evaluation to the next: only the first task, or
+        none, trains what makes it."""
+        return not self.recipe.adapts_to(len(self.scenario.tasks) - 1) and not self.model.prompt.draws
+
     def _also_per_image(self, task: int) -> bool:
         """Whether the evaluation after a task also looks at the choice per image."""
         when, final = self.recipe.eval_per_image, task == self.scenario.evaluated_after[-1]

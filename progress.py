@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-TRAINING, OBSERVING, FIRST_TEST, TEST = "training", "observing", "first test", "test"
+TRAINING, OBSERVING, FIRST_TEST, TEST, RECALL = "training", "observing", "first test", "test", "recall"
 # What an image costs in each kind of pass, in passes through the ViT: for kinds that have not been measured yet.
-_COSTS = {TRAINING: 3.0, OBSERVING: 2.0, FIRST_TEST: 2.0, TEST: 1.0}
+_COSTS = {TRAINING: 3.0, OBSERVING: 2.0, FIRST_TEST: 2.0, TEST: 1.0, RECALL: 0.001}
 
 DRAW_EVERY = 0.1
 """Seconds between two pictures of the bar."""
@@ -24,7 +24,8 @@ class Pass:
     """One pass over images, or what is left of it."""
 
     kind: str
-    """TRAINING, OBSERVING, FIRST_TEST (images whose queries are computed) or TEST (queries are known or not needed)."""
+    """TRAINING, OBSERVING, FIRST_TEST (images whose queries are computed), TEST (queries are known or not needed) or
+    RECALL (what the head reads is known)."""
     where: str
     """What the bar is called: "task 1/10 epoch 2/5"."""
     steps: int

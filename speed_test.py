@@ -4,6 +4,7 @@ Training steps are taken and then undone: the run that follows computes what it 
 """
 
 import itertools
+import math
 import os
 import statistics
 import sys
@@ -19,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine import Continual
 from plan import passes_left
-from progress import FIRST_TEST, OBSERVING, TEST, TRAINING, duration
+from progress import FIRST_TEST, OBSERVING, RECALL, TEST, TRAINING, duration
 from training import train_step
 from utils import checkpoint_bytes, peak_memory, sum_over_processes
 
@@ -66,7 +67,7 @@ def whole_run_seconds(continual: Continual, parts: list[dict[str, Any]]) -> floa
     rates = {part["name"]: part["images_per_second"] for part in parts}
     new = rates["evaluation, new task"]
     kinds = {TRAINING: rates.get("training with its data", new), OBSERVING: new, FIRST_TEST: new,
-             TEST: rates.get("evaluation, task seen before", new)}
+             TEST: rates.get("evaluation, task seen before", new), RECALL: math.inf}
     return sum(work.images / kinds[work.kind] for work in passes_left(continual, continual.new_run()))
 
 

@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, R tokens that the head reads, D width, P prompt vecto
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,15 @@ from errors import InputError
 from models.heads import Head
 from models.trunk import Prefix, insert, run_trunk
 from prompt import PromptMethod, Prompts
+
+
+@dataclass
+class Reading:
+    """What the head reads of a batch, and how it came about."""
+
+    features_BD: Tensor
+    aux_loss: Tensor | None = None
+    selected_BN: Tensor | None = None
 
 
 @dataclass
@@ -165,7 +175,11 @@ class PromptedViT(nn.Module):
 
     def query_weights(self) -> tuple[tuple[int, int], ...]:
         """Tells whether the query network is still the same: changes with any weight that is replaced or written to."""
-        return tuple((p.data_ptr(), p._version) for p in self.query_network.parameters())
+        return versions(self.query_network)
+
+    def read_weights(self) -> tuple[tuple[int, int], ...]:
+        """The same of all that makes what the head reads: query network, backbone and prompts."""
+        return versions(self.query_network) + versions(self.backbone) + versions(self.prompt)
 
     def forward(self, images_BCHW: Tensor, *, task: int | None = None, query_BD: Tensor | None = None,
                 per_image: bool = False) -> Output:
@@ -177,24 +191,29 @@ class PromptedViT(nn.Module):
             query_BD: the images' query when it is already known.
             per_image: each image chooses its prompts alone, whatever the pool's setting.
         """
-        if query_BD is not None and self._reads_query:
-            return Output(self.head(query_BD))
-        features_BD, prompts = self._read(images_BCHW, task, query_BD, per_image)
-        return Output(self.head(features_BD), prompts.aux_loss, prompts.selected_BN)
+        return self.answer(self.read(images_BCHW, task=task, query_BD=query_BD, per_image=per_image))
+
+    def answer(self, reading: Reading) -> Output:
+        """What the head makes of what it reads."""
+        return Output(self.head(reading.features_BD), reading.aux_loss, reading.selected_BN)
 
     @torch.no_grad()
     def features(self, images_BCHW: Tensor) -> Tensor:
         """What the head reads [B, D], for a head that observes; each image chooses its prompts alone, as in a test."""
-        return self._read(images_BCHW, None, None, per_image=True)[0]
+        return self.read(images_BCHW, per_image=True).features_BD
 
-    def _read(self, images_BCHW: Tensor, task: int | None, query_BD: Tensor | None,
-              per_image: bool) -> tuple[Tensor, Prompts]:
+    def read(self, images_BCHW: Tensor, *, task: int | None = None, query_BD: Tensor | None = None,
+             per_image: bool = False) -> Reading:
+        """What the head reads of a batch; arguments as of `forward`."""
+        if query_BD is not None and self._reads_query:
+            return Reading(query_BD)
         with self._autocast(images_BCHW):
             patches = embed(self.backbone, images_BCHW)  # serves both passes
         if self.prompt.needs_query and query_BD is None:
             query_BD = self.query(images_BCHW, patches)
         prompts = self.prompt(query_BD, len(images_BCHW), task=task, per_image=per_image)
-        return self._features(patches, prompts, self.head_type, self.prompt_pos_embed), prompts
+        return Reading(self._features(patches, prompts, self.head_type, self.prompt_pos_embed), prompts.aux_loss,
+                       prompts.selected_BN)
 
     @torch.no_grad()
     def likeness_behind_prompts(self, images_BCHW: Tensor, position: str) -> float:
@@ -274,7 +293,9 @@ class PromptedViT(nn.Module):
             raise InputError(f"the checkpoint is of another model: {', '.join(wrong[:5] + ['…'] * (len(wrong) > 5))} "
                              "differ in name or shape; give the --output_dir of a run of this model.")
         for name, tensor in own.items():
-            tensor.copy_(state[name])
+            value = state[name].to(tensor)
+            if not torch.equal(tensor, value):  # what is written to makes caches forget what they know
+                tensor.copy_(value)
 
     def _learned(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = dict(self.trained_parameters())
@@ -295,6 +316,11 @@ class Unregistered:
 def embed(vit: VisionTransformer, images_BCHW: Tensor) -> Tensor:
     """Images to patches, [B, T, D] or [B, H, W, D], in the precision of the ViT's weights."""
     return vit.patch_embed(images_BCHW.to(next(vit.patch_embed.parameters()).dtype))
+
+
+def versions(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Changes with every parameter or buffer that is replaced or written to."""
+    return tuple((t.data_ptr(), t._version) for t in itertools.chain(module.parameters(), module.buffers()))
 
 
 def patch_statistics(patches_BTD: Tensor, which: str) -> Tensor:

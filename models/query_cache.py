@@ -1,18 +1,33 @@
-"""Queries of test images, kept from one evaluation to the next.
+"""What is known of test images, kept from one evaluation to the next.
 
 Test images never change and the query network is frozen, so what it says of an image holds for a whole run: evaluating
-a task again costs the prompted pass alone.
+a task again costs the prompted pass alone. Once prompts train no more, what the head reads of an image stays as well:
+then evaluating again costs next to nothing.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
-from models.prompted_vit import PromptedViT
+from models.prompted_vit import PromptedViT, Reading
+
+
+@dataclass
+class _Store:
+    """Values by (images, what else tells them apart), all of the same weights."""
+
+    weights: object = None
+    values: dict[tuple, Any] = field(default_factory=dict)
+    used_bytes: int = 0
+
+    def holds(self, weights: object, images_key: str) -> bool:
+        return weights == self.weights and any(key[0] == images_key for key in self.values)
 
 
 class QueryCache:
-    """Queries by (weights of the query network, images, batch).
+    """Queries by (weights of the query network, images, batch); and by the same and the prompts, what a head reads.
 
     Args:
         max_bytes: how much is kept; what does not fit is computed anew each time. The default holds the queries of
@@ -20,9 +35,12 @@ class QueryCache:
     """
 
     def __init__(self, max_bytes: int = 2**29):
-        self.max_bytes, self.used_bytes = max_bytes, 0
-        self._weights: object = None
-        self._queries: dict[tuple[str, int, int], Tensor] = {}
+        self.max_bytes = max_bytes
+        self._queries, self._readings = _Store(), _Store()
+
+    @property
+    def used_bytes(self) -> int:
+        return self._queries.used_bytes + self._readings.used_bytes
 
     def query(self, model: PromptedViT, images_key: str, batch_size: int, index: int,
               images_BCHW: Tensor) -> Tensor | None:
@@ -34,20 +52,32 @@ class QueryCache:
         """
         if not model.query_is_kept:
             return None
-        return self._kept(model.query_weights(), (images_key, batch_size, index), lambda: model.query(images_BCHW))
+        return self._kept(self._queries, model.query_weights(), (images_key, batch_size, index),
+                          lambda: model.query(images_BCHW))
+
+    def reading(self, model: PromptedViT, images_key: str, batch_size: int, index: int, images_BCHW: Tensor,
+                query_BD: Tensor | None, per_image: bool) -> Reading:
+        """What the head reads of a batch, for a model whose prompts train no more; arguments as of `query`."""
+        return self._kept(self._readings, model.read_weights(), (images_key, batch_size, index, per_image),
+                          lambda: model.read(images_BCHW, query_BD=query_BD, per_image=per_image))
 
     def holds(self, model: PromptedViT, images_key: str) -> bool:
         """Whether queries of these images are kept, of the query network as it is now."""
-        return model.query_weights() == self._weights and any(key[0] == images_key for key in self._queries)
+        return self._queries.holds(model.query_weights(), images_key)
 
-    def _kept(self, weights: object, key: tuple[str, int, int], compute: Callable[[], Tensor]) -> Tensor:
-        if weights != self._weights:  # another network, or the same one changed in place
-            self._queries.clear()
-            self._weights, self.used_bytes = weights, 0
-        if key not in self._queries:
-            query_BD = compute()
-            if self.used_bytes + query_BD.nbytes > self.max_bytes:
-                return query_BD
-            self._queries[key] = query_BD
-            self.used_bytes += query_BD.nbytes
-        return self._queries[key]
+    def holds_readings(self, model: PromptedViT, images_key: str) -> bool:
+        """Whether what the head reads of these images is kept, of the model as it is now."""
+        return self._readings.holds(model.read_weights(), images_key)
+
+    def _kept(self, store: _Store, weights: object, key: tuple, compute: Callable[[], Any]) -> Any:
+        if weights != store.weights:  # other weights, or the same ones changed in place
+            store.values.clear()
+            store.weights, store.used_bytes = weights, 0
+        if key not in store.values:
+            value = compute()
+            size = (value.features_BD if isinstance(value, Reading) else value).nbytes
+            if self.used_bytes + size > self.max_bytes:
+                return value
+            store.values[key] = value
+            store.used_bytes += size
+        return store.values[key]

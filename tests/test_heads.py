@@ -8,6 +8,7 @@ import torch
 from fixtures import write_npz
 from test_bad_input import run, tiny
 
+from models import PromptedViT, QueryCache
 from models.alignment import AlignedHead, normalised
 from models.heads import LinearHead, NearestMeanHead
 from models.ridge import RIDGES, RidgeHead, solve, squared_errors
@@ -212,6 +213,32 @@ def test_what_was_adapted_on_the_first_task_stays(head, data, tmp_path):
     assert [row["kind"] for row in log] == ["epoch", *after * 3]
     assert run("--eval", "--output_dir", tmp_path) == 0
     assert read(tmp_path)["per_task"] == read(tmp_path, "eval_summary.json")["per_task"]
+
+
+def test_once_prompts_have_trained_each_image_is_tested_once(data, tmp_path, monkeypatch):
+    """The same accuracies as when nothing is kept, from one pass over each test set instead of one after each task."""
+    passes = {}
+    read_ = PromptedViT.read
+    for name, keeps in (("kept", 2**20), ("not kept", 0)):
+        passes[name] = 0
+
+        def counted(model, images_BCHW, *, query_BD=None, _name=name, **more):
+            passes[_name] += query_BD is not None  # else it trains, or observes
+            return read_(model, images_BCHW, query_BD=query_BD, **more)
+
+        monkeypatch.setattr(PromptedViT, "read", counted)
+        monkeypatch.setattr(QueryCache.__init__, "__defaults__", (keeps,))
+        words = tiny(data, tmp_path / name, "--num-tasks", 3, "--adapt", "first", "--head", "ridge",
+                     "--random_features", 30, "--batch-size", 5, "--eval_per_image", "never")
+        assert run(*words) == 0
+    assert passes == {"kept": 3 * 2, "not kept": (1 + 2 + 3) * 2}
+    kept, anew = ((tmp_path / name / "accuracy_matrix.csv").read_text() for name in passes)
+    assert kept == anew
+    passes["kept"] = 0
+    monkeypatch.setattr(QueryCache.__init__, "__defaults__", (2**20,))
+    monkeypatch.setattr(PromptedViT, "read", lambda *args, **more: counted(*args, **more, _name="kept"))
+    assert run("--eval", "--output_dir", tmp_path / "kept") == 0
+    assert passes["kept"] == 3 * 2
 
 
 @pytest.mark.parametrize("words", [("--align", "--align_epochs", 2, "--align_samples", 9),

@@ -86,12 +86,12 @@ class Counting(QueryCache):
 
     computed = 0
 
-    def _kept(self, weights, key, compute):
+    def _kept(self, store, weights, key, compute):
         def counted():
             self.computed += 1
             return compute()
 
-        return super()._kept(weights, key, counted)
+        return super()._kept(store, weights, key, counted)
 
 
 def test_a_query_is_computed_once_per_images_batch_size_and_weights():
