@@ -288,8 +288,8 @@ def build_recipe(options: dict[str, Any]) -> Recipe:
 
     return Recipe(epochs=o["epochs"], make_optimizer=make_optimizer, make_schedule=make_schedule,
                   clip_grad=o["clip_grad"], reinit_optimizer=o["reinit_optimizer"], train_mask=o["train_mask"],
-                  eval_per_image=o["eval_per_image"], adapt=o["adapt"], print_freq=o["print_freq"], seed=o["seed"],
-                  lr=lr)
+                  eval_per_image=o["eval_per_image"], adapt=o["adapt"], follows_drift=o["drift"] == "shift",
+                  print_freq=o["print_freq"], seed=o["seed"], lr=lr)
 
 
 def check_recipe(recipe: Recipe, model: PromptedViT) -> None:

@@ -70,6 +70,8 @@ class RunState:
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
     images_trained: int = 0
+    mean_before_D: Tensor | None = None
+    """The mean feature of the task's images before it was learned, where the head is told how far they moved."""
 
     def state(self) -> dict[str, Any]:
         return {**vars(self), "accuracy": self.accuracy.state(), "per_image": self.per_image.state()}
@@ -123,6 +125,8 @@ class Continual:
                         self.model.prompt.begin_task(task)
                     if optimizer is None or self._restarts:
                         optimizer, schedule = self._optimizer()
+                    if self.looks_before(run.task):
+                        self._look_before(run, optimizer, schedule)
                 self._learn(learner, run, optimizer, schedule)
             if self.model.head.observes:
                 self._observe_and_settle(run, optimizer, schedule)
@@ -244,10 +248,13 @@ class Continual:
         """
         started = time.perf_counter()
         try:
-            self._observe(run.task)
+            mean_D = self._observe(run.task)
         except Interrupted:
             self._save_last(run, optimizer, schedule)
             raise
+        if run.mean_before_D is not None:
+            self.model.head.move(mean_D - run.mean_before_D.to(mean_D))
+            run.mean_before_D = None
         self.model.head.settle(run.task)
         seconds = time.perf_counter() - started
         run.train_seconds += seconds
@@ -255,11 +262,33 @@ class Continual:
             run.images_trained += len(self.scenario.tasks[run.task].train)
         self.reporter.settled(run.task, seconds)
 
+    def looks_before(self, task: int) -> bool:
+        """Whether a task's images are looked at before it is learned, to see how far their features move."""
+        return task > 0 and self.recipe.follows_drift
+
+    def _look_before(self, run: RunState, optimizer: torch.optim.Optimizer | None, schedule: Any) -> None:
+        """The drift of features is estimated by images of the task at hand, old ones being gone, and taken to be the
+        same for all (after semantic drift compensation, Yu et al., CVPR 2020, whose weights by distance are left out).
+        """
+        started = time.perf_counter()
+        try:
+            run.mean_before_D = self._observe(run.task, before=True).cpu()
+        except Interrupted:
+            self._save_last(run, optimizer, schedule)
+            raise
+        run.train_seconds += time.perf_counter() - started
+
     @torch.no_grad()
-    def _observe(self, task: int) -> None:
+    def _observe(self, task: int, before: bool = False) -> Tensor:
+        """Show the head the task's images; returns their mean feature [D], in float32.
+
+        Args:
+            before: only find the mean, before the task is learned.
+        """
         self.model.eval()
         finite = torch.ones((), dtype=torch.bool, device=self.device)
-        self.reporter.begins(self.observing_pass(task))
+        sum_D, images = 0.0, 0
+        self.reporter.begins(self.observing_pass(task, before))
         for batch in self.batches.training(self.scenario.tasks[task].train, task, 0, augment=False):
             if stop := self.stop.agreed():
                 raise Interrupted(stop)
@@ -270,12 +299,16 @@ class Continual:
             # Each process computes its share of the features, and every head sees all of them in one order.
             features_BD, labels_B = (gathered_in_order(part[:count], self.batches.batch_size)
                                      for part in (features_BD, batch.labels_B))
-            self.model.head.observe(features_BD, labels_B)
+            if not before:
+                self.model.head.observe(features_BD, labels_B)
+            sum_D += features_BD.sum(0)
+            images += len(labels_B)
             finite &= features_BD.isfinite().all()
             self.reporter.advance(batch.index + 1)
         if not finite:  # before anything of it is saved
             raise NonFiniteLossError(f"the features of {self.scenario.setting.unit} {task + 1} are not finite: "
                                      f"{_CAUSES}")
+        return sum_D / images
 
     # ---- evaluation ----
     def evaluate_till_now(self, task: int, run: RunState) -> None:
@@ -369,10 +402,12 @@ class Continual:
         return Pass(TRAINING, f"{self._place(task)} epoch {epoch + 1}/{self.recipe.epochs}", total - first_step,
                     self.batches.images_per_epoch(data, self._steps) - done, before=first_step, total=total)
 
-    def observing_pass(self, task: int) -> Pass:
+    def observing_pass(self, task: int, before: bool = False) -> Pass:
+        """`before`: the pass before the task is learned."""
         data = self.scenario.tasks[task].train
         steps = self.batches.steps_per_epoch(data)
-        return Pass(OBSERVING, f"{self._place(task)} observing", steps, len(data), total=steps)
+        where = f"{self._place(task)} observing{' before training' * before}"
+        return Pass(OBSERVING, where, steps, len(data), total=steps)
 
     def test_passes(self, task: int, is_known: Callable[[str], bool]) -> Iterator[Pass]:
         """The passes of an evaluation in their order.

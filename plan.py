@@ -23,6 +23,8 @@ def passes_left(continual: Continual, run: RunState, evaluates_only: bool = Fals
     for task in range(run.task, len(scenario.tasks)):
         if not evaluates_only:
             if _trains(continual, task):
+                if continual.looks_before(task) and epoch == step == 0:
+                    yield continual.observing_pass(task, before=True)
                 for number in range(epoch, continual.recipe.epochs):
                     yield continual.training_pass(task, number, step if number == epoch else 0)
             if continual.model.head.observes:

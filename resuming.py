@@ -74,7 +74,7 @@ def find_where_to_go_on(checkpoints, model, recipe, scenario, processes: Process
     from utils import from_main_process
 
     state = Run(scenario.evaluated_after, len(scenario.tasks), recipe.epochs, scenario.num_shared_tests,
-                model.prompt.top_k)
+                model.prompt.top_k, model.backbone.embed_dim if recipe.follows_drift else None)
 
     def find() -> tuple[dict[str, Any] | None, str | None]:
         content, warning = checkpoints.last(state, training_example(recipe, model))

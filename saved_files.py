@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import paths
 from configs import experiment_names
 from configs.base import OPTIONS
@@ -116,6 +118,8 @@ class Run:
     num_tests: int | None
     top_k: int
     """Prompts that an image is given of a pool; 0 without one."""
+    follows: int | None
+    """The width of features whose drift is followed; None where it is not."""
 
     def check(self, value: Any, where: str) -> None:
         matrix = Matrix(len(self.evaluated_after), self.num_tests)
@@ -123,7 +127,10 @@ class Run:
             "accuracy": matrix, "per_image": matrix, "task": Whole(0, self.tasks), "epoch": Whole(0, self.epochs),
             "step": Whole(), "sums": ListOf(ListOf(Number(), 3)), "prompts_RM": OrNone(Table(Whole())),
             "train_seconds": Number(low=0), "eval_seconds": Number(low=0), "images_trained": Whole(),
-        }, closed=True).check(value, where)
+        }, {"mean_before_D": Anything()}, closed=True).check(value, where)
+        begun = self.follows is not None and value["task"] > 0 and value["epoch"] + value["step"] > 0
+        before = Array(torch.zeros(self.follows), finite=True) if begun else Exactly(None)
+        before.check(value.get("mean_before_D"), f"{where}.mean_before_D")
         done = sum(task < value["task"] for task in self.evaluated_after)
         recorded = AccuracyMatrix.from_state(value["accuracy"])
         if not all(recorded.column_complete(column) for column in range(done)):

@@ -30,6 +30,8 @@ class Recipe:
     """`final`, `always` or `never`: when to evaluate the choice per image beside the batch vote."""
     adapt: str = "all"
     """`all`, `first` or `none`: the tasks that are learned by gradient."""
+    follows_drift: bool = False
+    """Whether the head is told how far the features of a task's images moved while it was learned."""
     print_freq: int = 10
     seed: int = 42
     lr: float | None = None

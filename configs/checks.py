@@ -60,10 +60,15 @@ def _check_head(o: Options) -> None:
         raise InputError(f"--replay_per_class: --head {o['head']} forgets no class and needs no replay; leave it out.")
     if not linear and o["align"]:
         raise InputError(f"--align retrains a linear head, which --head {o['head']} has not: use --head linear.")
-    if not linear and o["adapt"] == "all" and (o["prompt_method"] != "none" or not o["freeze"]):
+    features_move = o["adapt"] == "all" and (o["prompt_method"] != "none" or not o["freeze"])
+    if not linear and features_move and o["drift"] is None:
         raise InputError(f"--head {o['head']} needs features that stay, and with --adapt all prompts or backbone train "
-                         "in every task: use --adapt first or none; or --prompt_method none and a frozen backbone (no "
-                         "empty --freeze).")
+                         "in every task: use --adapt first or none, or --drift shift; or --prompt_method none and a "
+                         "frozen backbone (no empty --freeze).")
+    if o["drift"] is not None and (not features_move or (linear and not o["align"])):
+        raise InputError(f"--drift {o['drift']} is for heads that keep statistics of features that move: use --head "
+                         "ncm or ridge, or --align, with --adapt all and prompts or a backbone that train; or leave "
+                         "it out.")
     if linear and o["adapt"] == "none":
         raise InputError("--adapt none: a linear head learns by gradient alone; use --head ncm or ridge, or --adapt "
                          "all.")

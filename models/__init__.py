@@ -33,7 +33,8 @@ __all__ = ["PromptedViT", "QueryCache", "backbone_fingerprint", "build_model", "
 # What `build_model` reads besides the options of the prompt method.
 MODEL_OPTIONS = ("model", "input_size", "pretrained", "init_checkpoint", "drop", "drop_path", "freeze", "head",
                  "random_features", "align", "align_samples", "align_epochs", "align_lr", "align_covariance",
-                 "head_type", "head_init", "adapt", "seed", "prompt_method", "prompt_pos_embed", "embedding_key")
+                 "head_type", "head_init", "adapt", "drift", "seed", "prompt_method", "prompt_pos_embed",
+                 "embedding_key")
 
 
 def build_model(options: dict[str, Any], num_classes: int, num_tasks: int | None) -> PromptedViT:
@@ -111,11 +112,13 @@ def build_prompt(o: dict[str, Any], shape: VisionTransformer, num_tasks: int | N
 
 def build_head(o: dict[str, Any], dim: int, num_classes: int) -> Head:
     if o["head"] != "linear":
-        # While the first task is learned by gradient, a linear head stands in for one that learns in closed form.
-        classifier = start_linear(LinearHead(dim, num_classes), o) if o["adapt"] == "first" else None
+        # While something is learned by gradient, a linear head stands in for one that learns in closed form.
+        trains = o["adapt"] == "first" or (o["adapt"] == "all" and o["drift"] is not None)
+        classifier = start_linear(LinearHead(dim, num_classes), o) if trains else None
         if o["head"] == "ncm":
             return NearestMeanHead(dim, num_classes, classifier)
-        return RidgeHead(dim, num_classes, o["random_features"], seed=o["seed"], classifier=classifier)
+        return RidgeHead(dim, num_classes, o["random_features"], seed=o["seed"], classifier=classifier,
+                         follows=o["drift"] == "shift")
     if o["align"]:
         return start_linear(AlignedHead(dim, num_classes, samples=o["align_samples"], epochs=o["align_epochs"],
                                         lr=o["align_lr"], full=o["align_covariance"] == "full", seed=o["seed"]), o)
@@ -133,10 +136,11 @@ def start_linear(head: LinearHead, o: dict[str, Any]) -> LinearHead:
 
 def check_what_trains(model: PromptedViT, o: dict[str, Any]) -> None:
     trains = sum(parameter.numel() for _, parameter in model.trained_parameters())
-    if not model.head.learns_by_gradient and o["adapt"] == "all" and trains:
+    if not model.head.learns_by_gradient and o["adapt"] == "all" and o["drift"] is None and trains:
         raise InputError(f"--head {o['head']} needs features that stay, but {trains} values train in every task: use "
-                         "--adapt first or --adapt none.")
-    if o["adapt"] != "none" and not trains and (model.head.learns_by_gradient or o["adapt"] == "first"):
+                         "--adapt first or none, or --drift shift.")
+    must_train = model.head.learns_by_gradient or o["adapt"] == "first" or o["drift"] is not None
+    if o["adapt"] != "none" and not trains and must_train:
         raise InputError("--freeze leaves nothing to train: take a word out.")
 
 

@@ -58,6 +58,9 @@ class AlignedHead(LinearHead):
         with torch.enable_grad():
             self._align(task)
 
+    def move(self, shift_D: Tensor) -> None:
+        self.means_KD[self.counts_K > 0] += shift_D
+
     def statistics(self) -> dict[str, Tensor]:
         return {"means_KD": self.means_KD, "covariances": self.covariances, "counts_K": self.counts_K,
                 "task_of_K": self.task_of_K}

@@ -36,6 +36,10 @@ class Head(Protocol):
         """Learn from what was observed of task `task` (0-based): a function of that, of the state and of the seed."""
         ...
 
+    def move(self, shift_D: Tensor) -> None:
+        """Take it that all features of the tasks that have settled would now be larger by `shift_D` [D]."""
+        ...
+
     def statistics(self) -> dict[str, Tensor]:
         """What only later tasks need, and a test does not: kept for a resumed run, in a file of its own. May be empty.
 
@@ -55,6 +59,9 @@ class LearnsByGradient(nn.Module):
     def settle(self, task: int) -> None:
         """Everything was learned by gradient."""
 
+    def move(self, shift_D: Tensor) -> None:
+        """Nothing is remembered that could move."""
+
     def statistics(self) -> dict[str, Tensor]:
         return {}
 
@@ -67,8 +74,8 @@ class ClosedFormHead(nn.Module):
     """What holds for every head that learns from what it observes, in closed form.
 
     Args:
-        classifier: a linear head that takes its place while something is trained by gradient, on the first task
-            (`--adapt first`); afterwards it is not used. None where nothing is.
+        classifier: a linear head that takes its place while something is trained by gradient; a test does not use
+            it. None where nothing is.
     """
 
     learns_by_gradient, observes, note = False, True, ""
@@ -81,6 +88,9 @@ class ClosedFormHead(nn.Module):
         if self.training and self.classifier is not None:
             return self.classifier(features_BD)
         return self.logits(features_BD)
+
+    def move(self, shift_D: Tensor) -> None:
+        raise NotImplementedError
 
     def logits(self, features_BD: Tensor) -> Tensor:
         raise NotImplementedError
@@ -109,6 +119,9 @@ class NearestMeanHead(ClosedFormHead):
         self.sums_KD += self._new_sums_KD
         self.counts_K += self._new_counts_K
         self._new_sums_KD = self._new_counts_K = None
+
+    def move(self, shift_D: Tensor) -> None:
+        self.sums_KD += self.counts_K[:, None] * shift_D
 
     def logits(self, features_BD: Tensor) -> Tensor:
         means_KD = F.normalize(self.sums_KD, dim=1).to(features_BD.dtype)

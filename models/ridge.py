@@ -22,18 +22,23 @@ class RidgeHead(ClosedFormHead):
     chosen anew at every task, from 10⁻⁸ … 10⁸, by the mean squared error on the last fifth of its images (which come in
     shuffled order) of what the others give. Classes not seen yet have the logit -inf.
 
+    Features may move while later tasks train. h is not linear in f, so G and C cannot follow; instead what all features
+    have moved by since the first task is taken from each before W.
+
     G and C are summed and the equations solved in float64, on the CPU where the device has none (`in_float64`).
 
     Args:
         random_features: M; 0 takes the features as they are.
         seed: draws W.
         classifier: see `ClosedFormHead`.
+        follows: whether it will be told that features have moved.
     """
 
     def __init__(self, dim: int, num_classes: int, random_features: int, *, seed: int,
-                 classifier: LinearHead | None = None):
+                 classifier: LinearHead | None = None, follows: bool = False):
         super().__init__(classifier)
         self.num_classes = num_classes
+        self.register_buffer("moved_D", torch.zeros(dim) if follows else None)
         width = random_features or dim
         projection_DM = None
         if random_features:
@@ -51,6 +56,8 @@ class RidgeHead(ClosedFormHead):
 
     def expand(self, features_BD: Tensor) -> Tensor:
         """h [B, M]."""
+        if self.moved_D is not None:
+            features_BD = features_BD - self.moved_D
         return features_BD if self.projection_DM is None else F.relu(features_BD @ self.projection_DM)
 
     def logits(self, features_BD: Tensor) -> Tensor:
@@ -59,6 +66,9 @@ class RidgeHead(ClosedFormHead):
 
     def observe(self, features_BD: Tensor, labels_B: Tensor) -> None:
         self._observed.append((features_BD, labels_B))
+
+    def move(self, shift_D: Tensor) -> None:
+        self.moved_D += shift_D
 
     @torch.no_grad()
     def settle(self, task: int) -> None:

@@ -105,6 +105,12 @@ HEADS = {
 }
 
 
+FOLLOWERS = {
+    "ridge": lambda: RidgeHead(DIM, CLASSES, 20, seed=1, follows=True),
+    "ridge, plain": lambda: RidgeHead(DIM, CLASSES, 0, seed=1, follows=True),
+}
+
+
 def everything(head) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in (head.state_dict() | head.statistics()).items()}
 
@@ -133,6 +139,44 @@ def test_state_and_statistics_are_all_that_a_head_goes_on_from(name):
         head.settle(1)
     others = everything(second)
     assert all(torch.equal(tensor, others[key]) for key, tensor in everything(first).items())
+
+
+def learn_while_features_move(head, shifts: list[torch.Tensor], told: bool) -> None:
+    """Three tasks; each finds the features of all images moved by its shift from where the first one finds them."""
+    for task, classes in enumerate(([0, 1], [2, 3], [4, 5])):
+        features_ND, labels_N = features(classes * 10, seed=task)
+        head.observe(features_ND + shifts[task], labels_N)
+        if told and task:
+            head.move(shifts[task] - shifts[task - 1])
+        head.settle(task)
+
+
+SHIFT = torch.linspace(-1, 2, DIM)
+MOVING, WHERE_THEY_END = [task * SHIFT for task in range(3)], [2 * SHIFT] * 3
+
+
+@pytest.mark.parametrize("name", ["ncm", "ridge", "ridge, plain"])
+def test_a_head_follows_features_that_all_move_alike(name):
+    """Told by how much, it answers as if the features had always been where they are now."""
+    told, untold, stayed = ((HEADS | FOLLOWERS)[name]() for _ in range(3))
+    learn_while_features_move(told, MOVING, told=True)
+    learn_while_features_move(untold, MOVING, told=False)
+    if name != "ncm":
+        stayed.move(2 * SHIFT)  # it takes from features what they have moved by: here all of it before the first task
+    learn_while_features_move(stayed, WHERE_THEY_END, told=False)
+    tested_BD = features([0, 1, 2, 3, 4, 5] * 3, seed=9)[0] + 2 * SHIFT
+    answers = [head.eval()(tested_BD) for head in (told, untold, stayed)]
+    torch.testing.assert_close(answers[0], answers[2], atol=1e-4, rtol=1e-4)
+    assert (answers[1] - answers[2]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["aligned", "aligned, diagonal"])
+def test_gaussians_follow_features_that_all_move_alike(name):
+    told, stayed = HEADS[name](), HEADS[name]()
+    learn_while_features_move(told, MOVING, told=True)
+    learn_while_features_move(stayed, WHERE_THEY_END, told=False)
+    for key, tensor in told.statistics().items():
+        torch.testing.assert_close(tensor, stayed.statistics()[key], atol=1e-5, rtol=1e-5)
 
 
 # ---- alignment ----
@@ -242,7 +286,8 @@ def test_once_prompts_have_trained_each_image_is_tested_once(data, tmp_path, mon
 
 
 @pytest.mark.parametrize("words", [("--align", "--align_epochs", 2, "--align_samples", 9),
-                                   ("--adapt", "first", "--head", "ridge", "--random_features", 30)])
+                                   ("--adapt", "first", "--head", "ridge", "--random_features", 30),
+                                   ("--head", "ridge", "--random_features", 30, "--drift", "shift")])
 def test_a_run_resumed_after_a_task_has_the_heads_statistics(words, data, tmp_path, capsys):
     """They lie in a file of their own, the newest two are kept, and no task's checkpoint has them."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"

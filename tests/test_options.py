@@ -102,6 +102,8 @@ PROBES: dict[str, Probe] = {
     "num_tasks": Probe(("4",), ("steps", "first loss", "evaluation"), ("backbone",)),
     "classes_per_task": Probe(("3",), ("steps", "first loss", "evaluation"), ("backbone",)),
     "adapt": Probe(("first",), ("learned", "evaluation", "lr"), ("first loss", "shapes"), ALIGNED),
+    "drift": Probe(("ignore",), ("evaluation",), ("first loss", "later loss", "shapes"),
+                   (*BASE, "--head", "ncm", "--drift", "shift", "--lr", "1")),
     "joint": Probe(("true",), ("steps", "first loss", "evaluation"), ("backbone",)),
     "train_mask": Probe(("false",), ("first loss", "later loss", "learned"), ("steps", "lr")),
     "task_inc": Probe(("true",), ("evaluation",), ("first loss", "later loss", "learned")),

@@ -393,7 +393,10 @@ CONTRADICTIONS = {
     "--prompt_method none --head_type token+prompt": r"--head_type token\+prompt ",
     "--head ncm": "--head ncm .*--prompt_method none",
     "cifar100_ncm --freeze": "--head ncm .*--freeze",
-    "--head ridge": "--head ridge .*--adapt first",
+    "--head ridge": "--head ridge .*--adapt first or none, or --drift shift",
+    "--drift shift": "--drift shift .*--align",
+    "--drift ignore --head ncm --adapt first": "--drift ignore .*--adapt all",
+    "cifar100_ranpac --drift shift": "--drift shift .*that train",
     "--adapt none": "--adapt none: .*--head ncm or ridge",
     "--adapt first": "--adapt first: .*--align",
     "cifar100_ncm --align": "--align .*--head linear",
@@ -437,6 +440,7 @@ def test_contradictions_are_refused_by_the_options_names(line):
     "cifar100_oneprompt --size 3", "cifar100_dualprompt --shared_prompt_key --no-prompt_key",
     "--no-prompt_key", "--use_prompt_mask --shared_prompt_pool --shared_prompt_key", "cifar100_ncm --epochs 1",
     "--adapt first --align", "--adapt first --head ridge", "--adapt none --head ncm", "--joint",
+    "--align --drift shift", "--head ridge --drift ignore", "cifar100_finetune --head ncm --drift shift",
     "--scale 0.5 0.5 --ratio 1 1", "--output_dir ''", "--freeze", "--eval", "--resume --no-eval",
 ])
 def test_what_goes_together_is_not_refused(line):

@@ -16,6 +16,7 @@ CASES = {
     "no queries": (*BASE, *NO_QUERY),
     "observing alone": (*BASE, *NO_QUERY, "--head", "ncm"),
     "observing after one task by gradient": (*BASE, "--head", "ridge", "--random_features", "20", "--adapt", "first"),
+    "drift": (*BASE, "--head", "ncm", "--drift", "shift", "--num_tasks", "4"),
     "a stream": STREAM,
     "joint": (*BASE, "--joint"),
 }
