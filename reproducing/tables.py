@@ -57,7 +57,7 @@ DEMO_FAST = {"l2p", "linear", "linear_align", "nearest_class_mean", "ridge", "ra
 # position embedding on prompts, which blinds this ViT (docs/results.md).
 _FEW = ("--model deit_tiny_patch16_224 --input_norm imagenet --subsample 50 --subsample_test 20 --batch-size 16 "
         "--epochs 3 --lr")
-FAST, SLOW, GENTLY = f"{_FEW} 0.16", f"{_FEW} 0.016", f"{_FEW} 0.0016"
+FAST, HALF, SLOW, GENTLY = (f"{_FEW} {lr}" for lr in ("0.16", "0.08", "0.016", "0.0016"))
 FEW = {
     "l2p": f"cifar100_l2p {FAST}",
     "l2p_official": f"cifar100_l2p_jax {FAST}",
@@ -79,6 +79,9 @@ FEW = {
     "nearest_class_mean": f"cifar100_ncm {FAST}",
     "ridge": f"cifar100_ranpac {FAST} --random_features 0",
     "ranpac": f"cifar100_ranpac {FAST} --random_features 5000",
+    "drift_ranpac": f"cifar100_drift_ranpac {HALF} --random_features 5000",
+    "drift_ignored": f"cifar100_drift_ranpac {HALF} --random_features 5000 --drift ignore",
+    "first_task_ranpac": f"cifar100_oneprompt {HALF} --adapt first --head ridge --random_features 5000",
     "fine_tuning": f"cifar100_finetune {GENTLY}",
     "joint_linear": f"cifar100_joint_linear {FAST}",
     "joint_l2p": f"cifar100_l2p_nopos {FAST} --joint",
@@ -99,6 +102,7 @@ TABLES = {
         "linear": "cifar100_linear",
         "nearest_class_mean": "cifar100_ncm",
         "ranpac": "cifar100_ranpac",
+        "drift_ranpac": "cifar100_drift_ranpac",
         "fine_tuning": "cifar100_finetune",
         "joint_linear": "cifar100_joint_linear",
         "joint_fine_tuning": "cifar100_joint_finetune",
