@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # loaded late, so that a mistyped option is answered at once
     import torch
 
     from continual_datasets import Scenario
-    from engine import Continual, Reporter, RunState
+    from engine import Continual
+    from evaluation import Reporter, RunState
     from models import PromptedViT
     from run_folder import Checkpoints
     from training import Recipe
@@ -294,7 +295,7 @@ def build_reporter(options: dict[str, Any], parts: Parts, processes: Processes, 
 def carry_out(continual: "Continual", options: dict[str, Any], checkpoints: "Checkpoints",
               resume_from: dict[str, Any] | None) -> Outcome:
     """Measure, train or evaluate, as the options say."""
-    from engine import NonFiniteLossError, RunState
+    from evaluation import NonFiniteLossError, RunState
     from interruption import Interrupted
     from models import QueryCache
     from plan import describe_position, passes_left

@@ -39,7 +39,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from diagnosis import Found
-from engine import RunState
+from evaluation import RunState
 from kept_files import KeptFiles
 from metrics import AccuracyMatrix
 from progress import Pass, Progress, duration

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from engine import Continual, RunState
+from engine import Continual
+from evaluation import RunState
 from progress import Pass
 
 

@@ -110,7 +110,7 @@ TASK = Fields({"model": MapOf(Array()), "task": Whole(), "made_by": _MADE_BY})
 
 @dataclass(frozen=True)
 class Run:
-    """The state of an `engine.RunState`: what a run through `tasks` tasks of `epochs` epochs has found so far."""
+    """The state of an `evaluation.RunState`: what a run through `tasks` tasks of `epochs` epochs has found so far."""
 
     evaluated_after: Sequence[int]
     tasks: int

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from fixtures import ROOT
 
-_ASSEMBLERS = {"configs", "continual_datasets", "distributed", "engine", "errors", "metrics", "models", "outputs",
-               "output_lock", "paths", "plan", "progress", "prompt", "prompt_methods", "records", "run_folder",
-               "resuming", "saved_files", "utils"}
+_ASSEMBLERS = {"configs", "continual_datasets", "distributed", "engine", "errors", "evaluation", "metrics", "models",
+               "output_lock", "outputs", "paths", "plan", "progress", "prompt", "prompt_methods", "records",
+               "resuming", "run_folder", "saved_files", "utils"}
 ALLOWED = {  # room (a top-level file or folder): the rooms that it may import; imports inside a room are its own matter
     "main": _ASSEMBLERS | {"build", "interruption", "speed_test", "training"},
     "build": {"continual_datasets", "distributed", "errors", "models", "training", "utils"},
@@ -28,17 +28,18 @@ ALLOWED = {  # room (a top-level file or folder): the rooms that it may import; 
     "predict": {"configs", "continual_datasets", "errors", "loading", "records", "utils"},
     "import_run": {"build", "configs", "continual_datasets", "distributed", "errors", "kept_files", "models",
                    "output_lock", "paths", "records", "run_folder", "utils"},
-    "engine": {"continual_datasets", "diagnosis", "errors", "interruption", "metrics", "models", "progress",
-               "training", "utils"},
+    "engine": {"errors", "evaluation", "interruption", "progress", "training", "utils"},
+    "evaluation": {"continual_datasets", "diagnosis", "errors", "interruption", "metrics", "models", "progress",
+                   "training", "utils"},
     "training": {"continual_datasets", "errors", "utils"},
-    "plan": {"engine", "errors", "progress"},
+    "plan": {"engine", "errors", "evaluation", "progress"},
     "progress": {"errors"},
     "interruption": {"errors"},
     "speed_test": {"engine", "errors", "plan", "progress", "training", "utils"},
     "reproduce": {"configs", "errors", "main", "paths", "plots", "progress", "reporting", "reproducing"},
     "reproducing": {"configs", "errors", "progress", "resuming"},
     "models": {"errors", "paths", "prompt", "prompt_methods", "utils"},
-    "outputs": {"diagnosis", "engine", "errors", "kept_files", "metrics", "paths", "plots", "progress",
+    "outputs": {"diagnosis", "errors", "evaluation", "kept_files", "metrics", "paths", "plots", "progress",
                 "tensorboard_file", "utils"},
     "tensorboard_file": {"errors"},
     "kept_files": {"errors", "paths", "utils"},
@@ -130,7 +131,7 @@ def test_the_graph_sees_what_is_there():
     """Imports inside functions, of packages, of submodules: a graph that missed them would pass every test above."""
     assert imported_names("main") >= {"build", "configs", "configs.base", "configs.checks", "engine",
                                       "errors", "interruption", "models", "outputs", "records", "utils"}
-    assert imported_names("outputs") >= {"engine", "metrics", "plots", "utils"}
+    assert imported_names("outputs") >= {"evaluation", "metrics", "plots", "utils"}
     assert "continual_datasets.images" in imported_names("continual_datasets.batches")
 
 
