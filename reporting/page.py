@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from reporting.drawing import Picture, escape, style
 from reporting.groups import ALONE, Group, Table, as_typed, differing_options
-from reporting.pictures import Picture, curves_of_part, escape, parts_of, pictures_of_group, style, votes
+from reporting.pictures import curves_of_part, parts_of, pictures_of_group, votes
 from reporting.sections import NOT_COMPARED, Section
 from reporting.tables import block_rows, heading, notes, section_notes, tables_of
 
