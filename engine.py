@@ -1,9 +1,10 @@
 """The continual loop: tasks one after another, evaluated on everything seen so far.
 
 A task has the phases learn (epochs of gradient steps), observe (its images are shown to the head once), settle (the
-head learns from what it observed) and evaluate; a head says which of them it has. A task may also be a session or an
-episode of a stream. Where these differ, the scenario's `setting` says so; the loop is one.
-Shapes: B images in a batch, K classes, M prompts in the pool, R test sets.
+head learns from what it observed) and evaluate; a head says which of them it has. A head that follows features looks at
+the images once more, before they are learned. A task may also be a session or an episode of a stream. Where these
+differ, the scenario's `setting` says so; the loop is one.
+Shapes: B images in a batch, D width, K classes.
 """
 
 import time
@@ -48,15 +49,15 @@ class Continual(Evaluation):
                 load_training_state(optimizer, schedule, resume_from)
         learner = self.distributed() if trained else self.model
         while run.task < len(self.scenario.tasks):
-            if trained and self.recipe.adapts_to(run.task):
+            if self.trains_on(run.task):
                 if run.epoch == 0 and run.step == 0:
+                    if self.looks_before(run.task):  # before anything changes, or the head would not be told of it
+                        self._look_before(run, optimizer, schedule)
                     task = self._task_for_training(run.task)
                     if task is not None:
                         self.model.prompt.begin_task(task)
                     if optimizer is None or self._restarts:
                         optimizer, schedule = self._optimizer()
-                    if self.looks_before(run.task):
-                        self._look_before(run, optimizer, schedule)
                 self._learn(learner, run, optimizer, schedule)
             if self.model.head.observes:
                 self._observe_and_settle(run, optimizer, schedule)
@@ -202,6 +203,7 @@ class Continual(Evaluation):
             self._save_last(run, optimizer, schedule)
             raise
         run.train_seconds += time.perf_counter() - started
+        run.images_trained += len(self.scenario.tasks[run.task].train)
 
     @torch.no_grad()
     def _observe(self, task: int, before: bool = False) -> Tensor:

@@ -1,8 +1,9 @@
 """Evaluation on everything seen so far, and what a run has found.
 
-Shapes: B images in a batch, K classes, M prompts in the pool, R test sets.
+Shapes: B images in a batch, D width, K classes, M prompts in the pool, R test sets.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -99,8 +100,8 @@ class Evaluation:
         counts = []
         column = self.scenario.evaluated_after.index(task)
         also_per_image = self._also_per_image(task)
-        holds = self.query_cache.holds_readings if self._readings_stay else self.query_cache.holds
-        passes = self.test_passes(task, lambda images: holds(self.model, images))
+        passes = self.test_passes(task, functools.partial(self.query_cache.holds, self.model),
+                                  functools.partial(self.query_cache.holds_readings, self.model))
         final = column + 1 == len(self.scenario.evaluated_after)
         diagnosis = Diagnosis(self.scenario.num_classes if final else 0, self.model.prompt.keys(), self.device)
         for row in self.scenario.tests_after(task):
@@ -175,21 +176,26 @@ class Evaluation:
                                      f"{CAUSES}")
         return 100 * found["hits"] / images, 100 * found["hits_among_5"] / images, found["loss"] / images, chosen
 
-    def test_passes(self, task: int, is_known: Callable[[str], bool]) -> Iterator[Pass]:
+    def test_passes(self, task: int, is_known: Callable[[str], bool],
+                    is_read: Callable[[str, bool], bool]) -> Iterator[Pass]:
         """The passes of an evaluation in their order.
 
         Args:
-            is_known: whether these images were tested before with the weights as they are, so that their queries are
-                known (or what the head reads of them, where that stays); asked once for each pass.
+            is_known: whether the queries of these images are known when their pass begins; asked once for each pass.
+            is_read: whether what the head reads of them is known, with the batch's choice of prompts (False) or each
+                image's own (True); likewise.
         """
         votes = self._also_per_image(task) and self.model.prompt.votes
-        tests = [self.scenario.tested[row].test for row in self.scenario.tests_after(task) for _ in range(1 + votes)]
-        total, before = sum(map(self.batches.steps_per_test, tests)), 0
-        for test in tests:
+        tests = [(self.scenario.tested[row].test, per_image) for row in self.scenario.tests_after(task)
+                 for per_image in ((False, True) if votes else (False,))]
+        total, before = sum(self.batches.steps_per_test(test) for test, _ in tests), 0
+        for test, per_image in tests:
             steps = self.batches.steps_per_test(test)
-            known = is_known(test.fingerprint)
-            first = FIRST_TEST if self.model.query_is_kept else TEST
-            kind = first if not known else RECALL if self._readings_stay else TEST
+            known, read = is_known(test.fingerprint), is_read(test.fingerprint, per_image)
+            if self._readings_stay and read:
+                kind = RECALL
+            else:
+                kind = FIRST_TEST if not known and self.model.query_is_kept else TEST
             yield Pass(kind, f"testing after {self._place(task)}", steps, len(test), before, total)
             before += steps
 
@@ -199,9 +205,13 @@ class Evaluation:
     # ---- parts ----
     @property
     def _readings_stay(self) -> bool:
-        """Whether what the head reads of a test image stays from one evaluation to the next: only the first task, or
-        none, trains what makes it."""
-        return not self.recipe.adapts_to(len(self.scenario.tasks) - 1) and not self.model.prompt.draws
+        """Whether what the head reads of a test image stays from one evaluation to the next, and is not the query: only
+        the first task, or none, trains what makes it."""
+        return not (self.trains_on(len(self.scenario.tasks) - 1) or self.model.prompt.draws or self.model.reads_query)
+
+    def trains_on(self, task: int) -> bool:
+        """Whether a task is learned by gradient."""
+        return self.recipe.adapts_to(task) and any(True for _ in self.model.trained_parameters())
 
     def _also_per_image(self, task: int) -> bool:
         """Whether the evaluation after a task also looks at the choice per image."""

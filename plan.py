@@ -14,16 +14,16 @@ def passes_left(continual: Continual, run: RunState, evaluates_only: bool = Fals
         evaluates_only: the run is evaluated again, after each of its tasks, and not trained.
     """
     scenario, epoch, step = continual.scenario, run.epoch, run.step
-    seen: set[str] = set()
+    seen: set[object] = set()
 
-    def is_known(images: str) -> bool:
+    def is_known(*images: object) -> bool:
         known = images in seen
         seen.add(images)
         return known
 
     for task in range(run.task, len(scenario.tasks)):
         if not evaluates_only:
-            if _trains(continual, task):
+            if continual.trains_on(task):
                 if continual.looks_before(task) and epoch == step == 0:
                     yield continual.observing_pass(task, before=True)
                 for number in range(epoch, continual.recipe.epochs):
@@ -31,7 +31,7 @@ def passes_left(continual: Continual, run: RunState, evaluates_only: bool = Fals
             if continual.model.head.observes:
                 yield continual.observing_pass(task)
         if task in scenario.evaluated_after:
-            yield from continual.test_passes(task, is_known)
+            yield from continual.test_passes(task, is_known, is_known)
         epoch = step = 0
 
 
@@ -40,13 +40,9 @@ def describe_position(continual: Continual, run: RunState) -> str:
     unit = continual.scenario.setting.unit
     if run.task == len(continual.scenario.tasks):
         return f"the end: all {run.task} {unit}s are done"
-    if not _trains(continual, run.task):
+    if not continual.trains_on(run.task):
         return f"{unit} {run.task + 1}"
     if run.epoch == continual.recipe.epochs:
         return f"{unit} {run.task + 1}, after its {run.epoch} epochs"
     total = continual.training_pass(run.task, run.epoch, 0).total
     return f"{unit} {run.task + 1}, epoch {run.epoch + 1}, step {run.step + 1} of {total}"
-
-
-def _trains(continual: Continual, task: int) -> bool:
-    return continual.recipe.adapts_to(task) and bool(list(continual.model.trained_parameters()))

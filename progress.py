@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 TRAINING, OBSERVING, FIRST_TEST, TEST, RECALL = "training", "observing", "first test", "test", "recall"
-# What an image costs in each kind of pass, in passes through the ViT: for kinds that have not been measured yet.
-_COSTS = {TRAINING: 3.0, OBSERVING: 2.0, FIRST_TEST: 2.0, TEST: 1.0, RECALL: 0.001}
+# What an image costs in each kind of pass, in passes through the ViT: for kinds that have not been measured yet. A
+# recall has none, and says nothing of the others.
+_COSTS = {TRAINING: 3.0, OBSERVING: 2.0, FIRST_TEST: 2.0, TEST: 1.0, RECALL: 0.0}
 
 DRAW_EVERY = 0.1
 """Seconds between two pictures of the bar."""
@@ -81,7 +82,8 @@ class Forecast:
             images, seconds = self._warm_up.get(kind, (0.0, 0.0))
         if images:
             return seconds / images
-        others = [other for other in _COSTS if other in self._warm_up and self._warm_up[other][0] and other != kind]
+        others = [other for other, cost in _COSTS.items()
+                  if cost and other in self._warm_up and self._warm_up[other][0] and other != kind]
         if not others:
             return None
         return sum(self.seconds_per_image(other) / _COSTS[other] for other in others) / len(others) * _COSTS[kind]

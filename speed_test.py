@@ -63,7 +63,7 @@ def measure_speed(continual: Continual, fresh_query_cache: Callable[[], Any]) ->
 
 
 def whole_run_seconds(continual: Continual, parts: list[dict[str, Any]]) -> float:
-    """Seconds of all passes over images of a run that begins, each at the speed of its kind."""
+    """Seconds of all passes of images through the ViT in a run that begins, each at the speed of its kind."""
     rates = {part["name"]: part["images_per_second"] for part in parts}
     new = rates["evaluation, new task"]
     kinds = {TRAINING: rates.get("training with its data", new), OBSERVING: new, FIRST_TEST: new,

@@ -65,10 +65,11 @@ def _check_head(o: Options) -> None:
         raise InputError(f"--head {o['head']} needs features that stay, and with --adapt all prompts or backbone train "
                          "in every task: use --adapt first or none, or --drift shift; or --prompt_method none and a "
                          "frozen backbone (no empty --freeze).")
-    if o["drift"] is not None and (not features_move or (linear and not o["align"])):
+    if o["drift"] is not None and (o["adapt"] != "all" or (linear and not o["align"])):
         raise InputError(f"--drift {o['drift']} is for heads that keep statistics of features that move: use --head "
-                         "ncm or ridge, or --align, with --adapt all and prompts or a backbone that train; or leave "
-                         "it out.")
+                         "ncm or ridge, or --align, with --adapt all; or --drift none.")
+    if o["drift"] == "ignore" and linear:
+        raise InputError("--drift ignore is what --align does without it: leave it out, or use --drift shift.")
     if linear and o["adapt"] == "none":
         raise InputError("--adapt none: a linear head learns by gradient alone; use --head ncm or ridge, or --adapt "
                          "all.")
@@ -149,6 +150,9 @@ def _check_joint(o: Options) -> None:
     if o["head"] != "linear":
         set_otherwise.append(f"--head {o['head']}")
         remedies.append("--head linear")
+    if o["drift"] is not None:
+        set_otherwise.append(f"--drift {o['drift']}")
+        remedies.append("--drift none")
     if remedies:
         raise InputError(f"--joint trains on all tasks at once, where {', '.join(set_otherwise)} has no meaning: take "
                          f"out what you gave of it, and for what the experiment sets add {' '.join(remedies)}.")
@@ -168,6 +172,8 @@ def _check_stream(o: Options) -> None:
     remedies += [f"--no-{name}" for name in ("align", "joint") if o[name]]
     if o["adapt"] != "all":
         remedies.append("--adapt all")
+    if o["drift"] is not None:
+        remedies.append("--drift none")
     if remedies:
         raise InputError(f"--schedule gaussian has no tasks, of which other options need to know: add "
                          f"{' '.join(remedies)}.")

@@ -141,7 +141,8 @@ def check_what_trains(model: PromptedViT, o: dict[str, Any]) -> None:
                          "--adapt first or none, or --drift shift.")
     must_train = model.head.learns_by_gradient or o["adapt"] == "first" or o["drift"] is not None
     if o["adapt"] != "none" and not trains and must_train:
-        raise InputError("--freeze leaves nothing to train: take a word out.")
+        raise InputError("--freeze leaves nothing to train: take a word out"
+                         + (", or give --drift none." if o["drift"] is not None else "."))
 
 
 EVERYTHING = ("",)  # every name begins so

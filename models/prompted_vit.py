@@ -165,10 +165,10 @@ class PromptedViT(nn.Module):
     @property
     def query_is_kept(self) -> bool:
         """Whether a test saves a pass through the ViT when it knows the query of its images."""
-        return (self.prompt.needs_query and self.embedding_key == "cls") or self._reads_query
+        return (self.prompt.needs_query and self.embedding_key == "cls") or self.reads_query
 
     @property
-    def _reads_query(self) -> bool:
+    def reads_query(self) -> bool:
         """Whether the query is what the head reads: the cls output of a frozen ViT without prompts."""
         return (not self.prompt.layers and self.head_type == "token" and self.embedding_key == "cls"
                 and not self.backbone_trains)
@@ -179,7 +179,8 @@ class PromptedViT(nn.Module):
 
     def read_weights(self) -> tuple[tuple[int, int], ...]:
         """The same of all that makes what the head reads: query network, backbone and prompts."""
-        return versions(self.query_network) + versions(self.backbone) + versions(self.prompt)
+        copied = versions(self.backbone) if self.query_network is not self.backbone else ()
+        return versions(self.query_network) + copied + versions(self.prompt)
 
     def forward(self, images_BCHW: Tensor, *, task: int | None = None, query_BD: Tensor | None = None,
                 per_image: bool = False) -> Output:
@@ -205,7 +206,7 @@ class PromptedViT(nn.Module):
     def read(self, images_BCHW: Tensor, *, task: int | None = None, query_BD: Tensor | None = None,
              per_image: bool = False) -> Reading:
         """What the head reads of a batch; arguments as of `forward`."""
-        if query_BD is not None and self._reads_query:
+        if query_BD is not None and self.reads_query:
             return Reading(query_BD)
         with self._autocast(images_BCHW):
             patches = embed(self.backbone, images_BCHW)  # serves both passes

@@ -2,7 +2,7 @@
 
 Test images never change and the query network is frozen, so what it says of an image holds for a whole run: evaluating
 a task again costs the prompted pass alone. Once prompts train no more, what the head reads of an image stays as well:
-then evaluating again costs next to nothing.
+then evaluating again takes no pass through the ViT.
 """
 
 from collections.abc import Callable
@@ -13,29 +13,31 @@ from torch import Tensor
 
 from models.prompted_vit import PromptedViT, Reading
 
+MAX_BYTES = 2**29
+"""Holds the queries of 170,000 images of a ViT-B in float32, or queries and what the head reads of half as many."""
+
 
 @dataclass
 class _Store:
-    """Values by (images, what else tells them apart), all of the same weights."""
+    """Values by (what tells images apart, batch size, index of the batch), all of the same weights."""
 
     weights: object = None
     values: dict[tuple, Any] = field(default_factory=dict)
     used_bytes: int = 0
 
-    def holds(self, weights: object, images_key: str) -> bool:
-        return weights == self.weights and any(key[0] == images_key for key in self.values)
+    def holds(self, weights: object, images: tuple) -> bool:
+        return weights == self.weights and any(key[0] == images for key in self.values)
 
 
 class QueryCache:
     """Queries by (weights of the query network, images, batch); and by the same and the prompts, what a head reads.
 
     Args:
-        max_bytes: how much is kept; what does not fit is computed anew each time. The default holds the queries of
-            170,000 images of a ViT-B in float32.
+        max_bytes: how much is kept; what does not fit is computed anew each time. MAX_BYTES when not given.
     """
 
-    def __init__(self, max_bytes: int = 2**29):
-        self.max_bytes = max_bytes
+    def __init__(self, max_bytes: int | None = None):
+        self.max_bytes = MAX_BYTES if max_bytes is None else max_bytes
         self._queries, self._readings = _Store(), _Store()
 
     @property
@@ -52,22 +54,22 @@ class QueryCache:
         """
         if not model.query_is_kept:
             return None
-        return self._kept(self._queries, model.query_weights(), (images_key, batch_size, index),
+        return self._kept(self._queries, model.query_weights(), ((images_key,), batch_size, index),
                           lambda: model.query(images_BCHW))
 
     def reading(self, model: PromptedViT, images_key: str, batch_size: int, index: int, images_BCHW: Tensor,
                 query_BD: Tensor | None, per_image: bool) -> Reading:
         """What the head reads of a batch, for a model whose prompts train no more; arguments as of `query`."""
-        return self._kept(self._readings, model.read_weights(), (images_key, batch_size, index, per_image),
+        return self._kept(self._readings, model.read_weights(), ((images_key, per_image), batch_size, index),
                           lambda: model.read(images_BCHW, query_BD=query_BD, per_image=per_image))
 
     def holds(self, model: PromptedViT, images_key: str) -> bool:
         """Whether queries of these images are kept, of the query network as it is now."""
-        return self._queries.holds(model.query_weights(), images_key)
+        return self._queries.holds(model.query_weights(), (images_key,))
 
-    def holds_readings(self, model: PromptedViT, images_key: str) -> bool:
+    def holds_readings(self, model: PromptedViT, images_key: str, per_image: bool) -> bool:
         """Whether what the head reads of these images is kept, of the model as it is now."""
-        return self._readings.holds(model.read_weights(), images_key)
+        return self._readings.holds(model.read_weights(), (images_key, per_image))
 
     def _kept(self, store: _Store, weights: object, key: tuple, compute: Callable[[], Any]) -> Any:
         if weights != store.weights:  # other weights, or the same ones changed in place

@@ -18,9 +18,9 @@ CHUNK = 4096  # images whose random features are in memory at once
 class RidgeHead(ClosedFormHead):
     """Logits h (G + λI)⁻¹ C with h = ReLU(f W) of the feature f, or h = f.
 
-    W ~ N(0, 1) is drawn once. G = Σ hᵀh and C = Σ hᵀy grow over all tasks, so the order of tasks changes neither. λ is
-    chosen anew at every task, from 10⁻⁸ … 10⁸, by the mean squared error on the last fifth of its images (which come in
-    shuffled order) of what the others give. Classes not seen yet have the logit -inf.
+    W ~ N(0, 1) is drawn once. G = Σ hᵀh and C = Σ hᵀy grow over all tasks, so the order of tasks changes neither as
+    long as features stay. λ is chosen anew at every task, from 10⁻⁸ … 10⁸, by the mean squared error on the last fifth
+    of its images (which come in shuffled order) of what the others give. Classes not seen yet have the logit -inf.
 
     Features may move while later tasks train. h is not linear in f, so G and C cannot follow; instead what all features
     have moved by since the first task is taken from each before W.

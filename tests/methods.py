@@ -105,7 +105,7 @@ METHODS = [
                                                 "ridge", "--random_features", 20, "--drift", "shift"),
            lambda: {name.replace("head.", "head.classifier."): size for name, size in linear_head().items()}
            | prefixes("general", 2 * 5) | prefixes("special", 2 * 4),
-           buffers=(*RIDGE, "head.moved_D"), in_a_stream=f"{NO_TASKS} --head linear"),
+           buffers=(*RIDGE, "head.moved_D"), in_a_stream=f"{NO_TASKS} --head linear --drift none"),
     Method("aligned", ("cifar100_linear", "--align", "--align_samples", 9, "--align_epochs", 1), linear_head,
            in_a_stream=f"{NO_TASKS} --no-align"),
     Method("fine-tuning", ("cifar100_finetune",), lambda: linear_head() | whole_backbone(), frozen=False),

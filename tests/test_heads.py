@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from fixtures import write_npz
+from PIL import Image
 from test_bad_input import run, tiny
 
-from models import PromptedViT, QueryCache
+from build import read_scenario
+from distributed import Processes
+from loading import load_run
+from models import PromptedViT, query_cache
 from models.alignment import AlignedHead, normalised
 from models.heads import LinearHead, NearestMeanHead
 from models.ridge import RIDGES, RidgeHead, solve, squared_errors
@@ -260,29 +264,33 @@ def test_what_was_adapted_on_the_first_task_stays(head, data, tmp_path):
 
 
 def test_once_prompts_have_trained_each_image_is_tested_once(data, tmp_path, monkeypatch):
-    """The same accuracies as when nothing is kept, from one pass over each test set instead of one after each task."""
-    passes = {}
+    """The same accuracies as when nothing is kept, from one pass over each test set instead of one after each task; the
+    choice per image, looked at in the end, is another reading."""
+    passes = 0
     read_ = PromptedViT.read
+
+    def counted(model, images_BCHW, *, query_BD=None, **more):
+        nonlocal passes
+        passes += query_BD is not None  # else it trains, or observes
+        return read_(model, images_BCHW, query_BD=query_BD, **more)
+
+    monkeypatch.setattr(PromptedViT, "read", counted)
+    found = {}
     for name, keeps in (("kept", 2**20), ("not kept", 0)):
-        passes[name] = 0
-
-        def counted(model, images_BCHW, *, query_BD=None, _name=name, **more):
-            passes[_name] += query_BD is not None  # else it trains, or observes
-            return read_(model, images_BCHW, query_BD=query_BD, **more)
-
-        monkeypatch.setattr(PromptedViT, "read", counted)
-        monkeypatch.setattr(QueryCache.__init__, "__defaults__", (keeps,))
-        words = tiny(data, tmp_path / name, "--num-tasks", 3, "--adapt", "first", "--head", "ridge",
-                     "--random_features", 30, "--batch-size", 5, "--eval_per_image", "never")
-        assert run(*words) == 0
-    assert passes == {"kept": 3 * 2, "not kept": (1 + 2 + 3) * 2}
-    kept, anew = ((tmp_path / name / "accuracy_matrix.csv").read_text() for name in passes)
-    assert kept == anew
-    passes["kept"] = 0
-    monkeypatch.setattr(QueryCache.__init__, "__defaults__", (2**20,))
-    monkeypatch.setattr(PromptedViT, "read", lambda *args, **more: counted(*args, **more, _name="kept"))
+        monkeypatch.setattr(query_cache, "MAX_BYTES", keeps)
+        passes = 0
+        assert run(*tiny(data, tmp_path / name, "--num-tasks", 3, "--adapt", "first", "--head", "ridge",
+                         "--random_features", 30, "--batch-size", 5, "--lr", 0.5)) == 0
+        found[name] = passes, (tmp_path / name / "accuracy_matrix.csv").read_text(), read(
+            tmp_path / name)["acc@1_per_image"]
+    batches = 2  # of each test set
+    assert found["kept"][0] == (3 + 3) * batches
+    assert found["not kept"][0] == (1 + 2 + 3 + 3) * batches
+    assert found["kept"][1:] == found["not kept"][1:]
+    passes = 0
+    monkeypatch.setattr(query_cache, "MAX_BYTES", 2**20)
     assert run("--eval", "--output_dir", tmp_path / "kept") == 0
-    assert passes["kept"] == 3 * 2
+    assert passes == found["kept"][0], "all its checkpoints have the same prompts"
 
 
 @pytest.mark.parametrize("words", [("--align", "--align_epochs", 2, "--align_samples", 9),
@@ -317,6 +325,25 @@ def test_a_run_resumed_after_a_task_has_the_heads_statistics(words, data, tmp_pa
     ours, theirs = state(cut, "task03"), state(whole, "task03")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert read(cut)["per_task"] == read(whole)["per_task"]
+
+
+def test_a_head_is_told_how_far_features_moved_since_the_last_task(data, tmp_path, monkeypatch):
+    """From the state that the last task left, of which its statistics are; what a task's beginning changes counts too:
+    here its prompts begin as those of the task before."""
+    told = []
+    monkeypatch.setattr(NearestMeanHead, "move", lambda head, shift_D: told.append(shift_D))
+    assert run(*tiny(data, tmp_path, "--num-tasks", 3, "--lr", 0.5, "--head", "ncm", "--drift", "shift", "--size", 9,
+                     "--top_k", 3, "--use_prompt_mask", "--shared_prompt_pool", "--shared_prompt_key")) == 0
+    options = read(tmp_path, "config.json")["options"]
+    scenario = read_scenario(options, Processes())
+    for task in (1, 2):
+        pictures = [Image.fromarray(pixels) for pixels in scenario.tasks[task].train.pixels_NHWC]
+        means = []
+        for loaded in (load_run(tmp_path, task=task), load_run(tmp_path, task=task + 1)):
+            images_BCHW = torch.stack([loaded.transform(picture) for picture in pictures])
+            means.append(loaded.model.features(images_BCHW).mean(0))
+        torch.testing.assert_close(told[task - 1], means[1] - means[0], atol=1e-4, rtol=1e-4)
+        assert told[task - 1].norm() > 0.01
 
 
 def test_joint_training_is_the_bound_of_its_tasks(data, tmp_path):

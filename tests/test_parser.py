@@ -396,7 +396,11 @@ CONTRADICTIONS = {
     "--head ridge": "--head ridge .*--adapt first or none, or --drift shift",
     "--drift shift": "--drift shift .*--align",
     "--drift ignore --head ncm --adapt first": "--drift ignore .*--adapt all",
-    "cifar100_ranpac --drift shift": "--drift shift .*that train",
+    "--align --drift ignore": "--drift ignore is what --align does",
+    "cifar100_drift_ranpac --adapt first": "--drift shift .*--drift none",
+    "cifar100_drift_ranpac --joint": "--head linear --drift none",
+    "cifar100_drift_ranpac --schedule gaussian": "--head linear --drift none",
+    "--drift sideways": "--drift: 'sideways' is none of ignore, shift",
     "--adapt none": "--adapt none: .*--head ncm or ridge",
     "--adapt first": "--adapt first: .*--align",
     "cifar100_ncm --align": "--align .*--head linear",
@@ -440,7 +444,8 @@ def test_contradictions_are_refused_by_the_options_names(line):
     "cifar100_oneprompt --size 3", "cifar100_dualprompt --shared_prompt_key --no-prompt_key",
     "--no-prompt_key", "--use_prompt_mask --shared_prompt_pool --shared_prompt_key", "cifar100_ncm --epochs 1",
     "--adapt first --align", "--adapt first --head ridge", "--adapt none --head ncm", "--joint",
-    "--align --drift shift", "--head ridge --drift ignore", "cifar100_finetune --head ncm --drift shift",
+    "cifar100_drift_ranpac --drift none --adapt first", "--align --drift shift", "--head ridge --drift ignore",
+    "cifar100_finetune --head ncm --drift shift",
     "--scale 0.5 0.5 --ratio 1 1", "--output_dir ''", "--freeze", "--eval", "--resume --no-eval",
 ])
 def test_what_goes_together_is_not_refused(line):

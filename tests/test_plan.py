@@ -4,6 +4,7 @@ import pytest
 from lab import BASE, STREAM, Interrupting, call
 
 import outputs
+from progress import FIRST_TEST, RECALL, TEST
 
 NO_QUERY = ("--prompt_method", "none", "--head_type", "token")
 CASES = {
@@ -16,6 +17,8 @@ CASES = {
     "no queries": (*BASE, *NO_QUERY),
     "observing alone": (*BASE, *NO_QUERY, "--head", "ncm"),
     "observing after one task by gradient": (*BASE, "--head", "ridge", "--random_features", "20", "--adapt", "first"),
+    "observing after one task, both protocols": (*BASE, "--head", "ncm", "--adapt", "first", "--eval_per_image",
+                                                 "final"),
     "drift": (*BASE, "--head", "ncm", "--drift", "shift", "--num_tasks", "4"),
     "a stream": STREAM,
     "joint": (*BASE, "--joint"),
@@ -58,6 +61,14 @@ def test_a_run_does_what_was_forecast(case, lab, seen):
     code, _, err = call(*lab.words(*CASES[case]), "--output_dir", "")
     assert code == 0, err
     check(seen)
+
+
+def test_what_is_read_once_is_recalled_and_what_is_not_is_not(lab, seen):
+    """The choice per image is another reading than the batch vote."""
+    code, _, err = call(*lab.words(*CASES["observing after one task, both protocols"]), "--output_dir", "")
+    assert code == 0, err
+    tests = [work.kind for work in seen["begun"] if work.where.startswith("testing")]
+    assert tests == [FIRST_TEST, RECALL, TEST, FIRST_TEST, TEST]
 
 
 @pytest.mark.parametrize(("stop_before", "where"), [
