@@ -52,10 +52,10 @@ DEMO = {
 }
 DEMO_FAST = {"l2p", "linear", "linear_align", "nearest_class_mean", "ridge", "ranpac", "joint_linear"}
 
-# Few real images and a small pretrained ViT. All train as many steps (but for OnePrompt of the first task before RanPAC),
-# at L2P's rate or, where a fifteenth of it is published, at a tenth; what trains before or beside RanPAC has rates of its
-# own. Controls of the pool leave out the
-# position embedding on prompts, which blinds this ViT (docs/results.md).
+# Few real images and a small pretrained ViT. All train as many steps (but for OnePrompt of the first task before
+# RanPAC), at L2P's rate or, where a fifteenth of it is published, at a tenth; what trains before or beside RanPAC has
+# rates of its own. Controls of the pool leave out the position embedding on prompts, which blinds this ViT
+# (docs/results.md).
 _FEW = ("--model deit_tiny_patch16_224 --input_norm imagenet --subsample 50 --subsample_test 20 --batch-size 16 "
         "--epochs 3 --lr")
 FAST, SLOW, GENTLY = f"{_FEW} 0.16", f"{_FEW} 0.016", f"{_FEW} 0.0016"
