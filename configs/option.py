@@ -82,7 +82,7 @@ def word(text: str) -> str:
 def one_of(*words: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in words:
-            raise argparse.ArgumentTypeError(f"{_shortened(text)} is none of {', '.join(words)}")
+            raise argparse.ArgumentTypeError(f"{_shortened(text)} is not one of {', '.join(words)}")
         return text
 
     return parse

@@ -139,10 +139,12 @@ def check_what_trains(model: PromptedViT, o: dict[str, Any]) -> None:
     if not model.head.learns_by_gradient and o["adapt"] == "all" and o["drift"] is None and trains:
         raise InputError(f"--head {o['head']} needs features that stay, but {trains} values train in every task: use "
                          "--adapt first or none, or --drift shift.")
-    must_train = model.head.learns_by_gradient or o["adapt"] == "first" or o["drift"] is not None
+    if o["drift"] is not None and all(name.startswith("head.") for name, _ in model.trained_parameters()):
+        raise InputError(f"--drift {o['drift']}: no feature moves here, as neither prompts nor the ViT train; leave it "
+                         "out.")
+    must_train = model.head.learns_by_gradient or o["adapt"] == "first"
     if o["adapt"] != "none" and not trains and must_train:
-        raise InputError("--freeze leaves nothing to train: take a word out"
-                         + (", or give --drift none." if o["drift"] is not None else "."))
+        raise InputError("--freeze leaves nothing to train: take a word out.")
 
 
 EVERYTHING = ("",)  # every name begins so

@@ -264,6 +264,8 @@ def test_more_than_the_memory_holds(data, tmp_path, capsys):
     (["cifar100_ncm", "--freeze", "blocks"], "--head ncm needs features that stay, but 27264 values train"),
     (["cifar100_l2p", "--freeze", "backbone", "head", "prompt"], "--freeze leaves nothing to train"),
     (["cifar100_l2p", "--freeze", "blocksX"], "--freeze blocksX"),
+    (["cifar100_ncm", "--drift", "shift"], "--drift shift: no feature moves here"),
+    (["cifar100_linear", "--align", "--drift", "shift"], "--drift shift: no feature moves here"),
 ])
 def test_what_freeze_leaves(words, message, data, tmp_path, capsys):
     assert message in refused(capsys, words[0], *tiny(data, tmp_path / "output")[1:], *words[1:])
