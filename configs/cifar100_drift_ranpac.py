@@ -1,4 +1,4 @@
-"""Split CIFAR-100, OnePrompt trained through all tasks, RanPAC's ridge regression on features whose drift is followed.
+"""Split CIFAR-100, OnePrompt through all tasks, RanPAC on features whose drift is followed.
 
     python main.py cifar100_drift_ranpac --data-path DIR
 

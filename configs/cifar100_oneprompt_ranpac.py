@@ -1,4 +1,4 @@
-"""Split CIFAR-100, OnePrompt at all layers trained on the first task, then RanPAC's ridge regression.
+"""Split CIFAR-100, OnePrompt at all layers on the first task, then RanPAC.
 
     python main.py cifar100_oneprompt_ranpac --data-path DIR
 
@@ -11,5 +11,5 @@ from configs.cifar100_oneprompt import DEFAULTS as ONEPROMPT
 
 DEFAULTS = ONEPROMPT | {
     "g_prompt_layers": [0, 1], "prompt_layers": list(range(2, 12)), "g_prompt_length": 10, "length": 10,
-    "adapt": "first", "head": "ridge", "batch_size": 16, "lr": 0.08, "epochs": 3,
+    "adapt": "first", "head": "ridge", "lr": 0.08, "epochs": 3,
 }
