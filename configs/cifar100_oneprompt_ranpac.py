@@ -10,6 +10,6 @@ gradient, so each image is tested once.
 from configs.cifar100_oneprompt import DEFAULTS as ONEPROMPT
 
 DEFAULTS = ONEPROMPT | {
-    "g_prompt_layers": [0, 1], "prompt_layers": list(range(2, 12)), "g_prompt_length": 10, "length": 10,
+    "prompt_layers": list(range(2, 12)), "g_prompt_length": 10, "length": 10,
     "adapt": "first", "head": "ridge", "lr": 0.08, "epochs": 3,
 }
