@@ -7,9 +7,8 @@ twelve layers; rate, batch and epochs are those with which docs/results.md has i
 gradient, so each image is tested once.
 """
 
-from configs.cifar100_oneprompt import DEFAULTS as ONEPROMPT
-
-DEFAULTS = ONEPROMPT | {
-    "prompt_layers": list(range(2, 12)), "g_prompt_length": 10, "length": 10,
-    "adapt": "first", "head": "ridge", "lr": 0.08, "epochs": 3,
+DEFAULTS = {
+    "prompt_method": "oneprompt", "head_type": "token", "prompt_layers": list(range(2, 12)), "length": 10,
+    "g_prompt_length": 10, "adapt": "first", "head": "ridge", "lr": 0.08, "sched": "cosine", "warmup_epochs": 0,
+    "min_lr": 0.0, "epochs": 3, "clip_grad": None,
 }

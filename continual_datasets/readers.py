@@ -43,11 +43,10 @@ def read_glyphs(data_path: str, download: bool = False, seed: int = 0, *, style:
 
 
 OWN_FOLDER = "Split-Folder"
-GLYPHS = ("Split-Glyphs", "Split-HardGlyphs")
 CATALOGUE: dict[str, Reader] = {
     "Split-CIFAR100": read_cifar100,
-    GLYPHS[0]: partial(read_glyphs, style=CHALK),
-    GLYPHS[1]: partial(read_glyphs, style=CHALK_AND_INK),
+    "Split-Glyphs": partial(read_glyphs, style=CHALK),
+    "Split-HardGlyphs": partial(read_glyphs, style=CHALK_AND_INK),
     "Split-CIFAR10": partial(published.read, of=published.CIFAR10),
     "Split-MNIST": partial(published.read, of=published.MNIST),
     "Split-FashionMNIST": partial(published.read, of=published.FASHION_MNIST),
@@ -101,7 +100,7 @@ def names_of(dataset: str) -> list[str]:
 
 def reads_nothing(dataset: str) -> bool:
     """Whether all images of --dataset are drawn, so that no --data_path is read."""
-    return set(names_of(dataset)) <= set(GLYPHS)
+    return all(getattr(CATALOGUE[name], "func", None) is read_glyphs for name in names_of(dataset))
 
 
 def _images(pixels: np.ndarray, labels) -> LabelledImages:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures import write_npz
+from fixtures import ROOT, write_npz
 from published import class_folders, write_files
 from test_bad_input import run
 from test_data_runs import write_five
@@ -13,6 +13,8 @@ from test_folders import write_core50
 from test_published import accept
 
 from configs import experiment_names, load_experiment
+from configs.base import OPTIONS
+from configs.command import parse
 from utils import load_checkpoint
 
 # The model of the demo on 32 pixels, one epoch, one or two images of each class.
@@ -102,3 +104,13 @@ def test_task_incremental_needs_tasks_with_classes_of_their_own(tmp_path, capsys
     write_core50(tmp_path, per_session=1)
     assert run("core50_l2p", *SMALL, "--data-path", tmp_path, "--task_inc", "--output-dir", "") == 2
     assert "--task_inc: in a domain-incremental scenario all sessions are tested on the same" in capsys.readouterr().err
+
+
+def test_the_command_in_the_results_has_the_settings_of_its_record():
+    """What is best in our table must be what people get by the name of its experiment."""
+    record = json.loads((ROOT / "results" / "cifar100_500per_oneprompt_deep_ranpac_order0.json").read_text())
+    options = parse(["cifar100_oneprompt_ranpac", "--random_features", "5000"]).options
+    given = {"dataset", "data_path", "model", "init_checkpoint", "input_norm", "num_workers", "device", "precision"}
+    differing = {name for name in OPTIONS if not OPTIONS[name].run_only
+                 and record["config"]["options"][name] != options[name]}
+    assert differing <= given
