@@ -4,7 +4,7 @@ Names are those of the PyTorch re-implementation where it has them, and so are t
 CIFAR-100. `configs.command` reads command lines with them.
 """
 
-from configs.option import EPOCHS, RATE, Option, boolean, integer, meeting_place, number, one_of, or_none, path, word
+from configs.option import EPOCHS, RATE, Option, boolean, integer, meeting_place, number, or_none, path, word
 
 INITIALIZERS = ("uniform", "flax_uniform", "zero", "normal")
 SCHEDULES = ("constant", "cosine", "quarter_cosine", "tanh", "step", "multistep", "poly", "plateau")
@@ -113,9 +113,9 @@ GROUPS: dict[str, list[Option]] = {
         _o("classes_per_task", or_none(integer(1, 1_000_000)), None,
            "classes of a task; the last task has what is left"),
         _o("adapt", str, "all", "the tasks on which what trains is trained by gradient", ("all", "first", "none")),
-        _o("drift", or_none(one_of("ignore", "shift", "none")), None, "for a head that keeps statistics of features "
-           "that move as later tasks train: ignore it, or shift them by how far the current task's features moved on "
-           "average; none refuses --head ncm and ridge there"),
+        _o("drift", str, "none", "for a head that keeps statistics of features that move as later tasks train: ignore "
+           "it, or shift them by how far the current task's features moved on average; none refuses --head ncm and "
+           "ridge there", ("ignore", "shift", "none")),
         _o("joint", boolean, False, "the bound: all tasks' images in one stretch, as many steps as task after task, "
            "tested on each task"),
         _o("train_mask", boolean, True, "train on the classes of the current task only: other logits are -inf"),

@@ -79,15 +79,6 @@ def word(text: str) -> str:
     return text
 
 
-def one_of(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in words:
-            raise argparse.ArgumentTypeError(f"{_shortened(text)} is not one of {', '.join(words)}")
-        return text
-
-    return parse
-
-
 def or_none(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     return lambda text: None if text.lower() == "none" else parse(text)
 

@@ -55,7 +55,7 @@ def draw_command(seed: str) -> list[str]:
     draw = random.Random(seed)
     chosen = draw.sample(list(OPTIONS), draw.choice((1, 2, 2, 3, 3)))
     experiment = draw.choice(experiment_names()) if draw.random() < 0.2 else None
-    given = {name: _values(draw, name) for name in chosen}
+    given = {name: draw_values(draw, name) for name in chosen}
 
     base = dict(TINY)
     gaussian = given.get("schedule") == ["gaussian"] or (
@@ -76,7 +76,7 @@ def draw_command(seed: str) -> list[str]:
     return words
 
 
-def _values(draw: random.Random, name: str) -> list[str]:
+def draw_values(draw: random.Random, name: str) -> list[str]:
     """Words for an option; mostly such as it accepts, the last values that it does among them."""
     option = OPTIONS[name]
     meant = list(option.choices or MEANT.get(name) or (text for text in NUMBERS if _accepts(option.type, text)))

@@ -8,14 +8,16 @@ import contextlib
 import datetime
 import io
 import os
+import random
 import shlex
 import shutil
 from pathlib import Path
 
 import pytest
-from fuzz_commands import TINY, command_words, draw_command, listing, make_surroundings
+from fuzz_commands import TINY, command_words, draw_command, draw_values, listing, make_surroundings
 
 import main
+from configs.base import OPTIONS
 from configs.command import parse
 from errors import InputError
 
@@ -89,6 +91,12 @@ def remove_new(folder: Path, before: dict, after: dict) -> None:
             shutil.rmtree(folder / path, ignore_errors=True)
         else:
             (folder / path).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_has_values_to_draw(name):
+    drawn = [value for seed in range(50) for value in draw_values(random.Random(seed), name)]
+    assert len(drawn) >= 30
 
 
 @pytest.mark.timeout(60)

@@ -142,7 +142,7 @@ CONTRADICTIONS = {
     "cifar100_drift_ranpac --adapt first": "--drift shift .*--drift none",
     "cifar100_drift_ranpac --joint": "--head linear --drift none",
     "cifar100_drift_ranpac --schedule gaussian": "--head linear --drift none",
-    "--drift sideways": "--drift: 'sideways' is not one of ignore, shift, none",
+    "--drift sideways": "--drift: invalid choice: 'sideways'",
     "--adapt none": "--adapt none: .*--head ncm or ridge",
     "--adapt first": "--adapt first: .*--align",
     "cifar100_ncm --align": "--align .*--head linear",
