@@ -140,7 +140,9 @@ class Evaluation:
         diagnosis = diagnosis or Diagnosis(0, None, self.device)
         add_queries = diagnosis.begin_test_set(per_image)
         steps = self.batches.steps_per_test(test)
-        for batch in self.batches.evaluation(test):
+        needs_no_images = functools.partial(self.query_cache.needs_no_images, model, test.fingerprint,
+                                            self.batches.batch_size, per_image=per_image, query_too=add_queries)
+        for batch in self.batches.evaluation(test, needs_no_images):
             if self.stop.received:
                 break
             if model.prompt.draws:
@@ -205,9 +207,10 @@ class Evaluation:
     # ---- parts ----
     @property
     def _readings_stay(self) -> bool:
-        """Whether what the head reads of a test image stays from one evaluation to the next, and is not the query: only
+        """Whether what the head reads of a test image stays from one evaluation to the next: it is the query, or only
         the first task, or none, trains what makes it."""
-        return not (self.trains_on(len(self.scenario.tasks) - 1) or self.model.prompt.draws or self.model.reads_query)
+        return self.model.reads_query or not (
+            self.trains_on(len(self.scenario.tasks) - 1) or self.model.prompt.draws)
 
     def trains_on(self, task: int) -> bool:
         """Whether a task is learned by gradient."""

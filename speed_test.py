@@ -127,7 +127,7 @@ def parts_of(continual: Continual, fresh_query_cache: Callable[[], Any]
 
     with closing(again_and_again(lambda round: batches.evaluation(task.test), most=WARM_UP)) as test:
         yield "evaluation, new task", query_flops + forward_flops, lambda: evaluate(next(test), fresh_query_cache())
-        if model.query_is_kept:  # one round of the warm-up fills the cache
+        if model.query_is_kept and not model.reads_query:  # one round of the warm-up fills the cache
             known_BD = model.query(few_BCHW)
             seen_flops = flops_per_image(lambda images: model.eval()(images, query_BD=known_BD), few_BCHW)
             yield "evaluation, task seen before", seen_flops, lambda: evaluate(next(test), cache)

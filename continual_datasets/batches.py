@@ -7,7 +7,7 @@ that an image's augmentation takes.
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -25,7 +25,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Batch:
-    images_BCHW: Tensor
+    images_BCHW: Tensor | None
+    """None where the caller said that it needs none."""
     labels_B: Tensor
     index: int
     """Number of the batch in its epoch or test set, counted over all processes."""
@@ -98,14 +99,25 @@ class Batches:
             images_BCHW, labels_B = cut[0] if len(cut) == 1 else map(torch.cat, zip(*cut, strict=True))
             yield Batch(images_BCHW, labels_B, step, share, len(labels_B) // 2 if replay else 0)
 
-    def evaluation(self, images: LabelledImages) -> Iterator[Batch]:
+    def evaluation(self, images: LabelledImages, needs_no_images: Callable[[int], bool] = lambda index: False
+                   ) -> Iterator[Batch]:
         """The test images in file order. Whole batches go round the processes, so a batch's vote is the same for any
-        number of them and each image is seen once."""
+        number of them and each image is seen once.
+
+        Args:
+            needs_no_images: whether the labels of a batch are enough: then its images are not read or cut.
+        """
         indices = range(self.rank, self.steps_per_test(images), self.world_size)
+        places = [slice(i * self.batch_size, (i + 1) * self.batch_size) for i in indices]
+        without = [needs_no_images(i) for i in indices]
         everywhere_N = torch.arange(len(images))
-        cut = self._cut(images, [everywhere_N[i * self.batch_size:(i + 1) * self.batch_size] for i in indices], None)
-        for index, (images_BCHW, labels_B) in zip(indices, cut, strict=True):
-            yield Batch(images_BCHW, labels_B, index)
+        wanted = [everywhere_N[place] for place, labels_alone in zip(places, without, strict=True) if not labels_alone]
+        with closing(self._cut(images, wanted, None)) as cut:
+            for index, place, labels_alone in zip(indices, places, without, strict=True):
+                if labels_alone:
+                    yield Batch(None, self._copy(torch.from_numpy(images.labels_N[place])), index)
+                else:
+                    yield Batch(*next(cut), index)
 
     def _drawn(self, parts: Sequence[LabelledImages], places: list[Tensor], count: int,
                position: tuple[int | str, ...], augment: bool) -> Iterator[tuple[Tensor, Tensor]]:

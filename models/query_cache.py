@@ -28,6 +28,9 @@ class _Store:
     def holds(self, weights: object, images: tuple) -> bool:
         return weights == self.weights and any(key[0] == images for key in self.values)
 
+    def holds_batch(self, weights: object, key: tuple) -> bool:
+        return weights == self.weights and key in self.values
+
 
 class QueryCache:
     """Queries by (weights of the query network, images, batch); and by the same and the prompts, what a head reads.
@@ -60,6 +63,8 @@ class QueryCache:
     def reading(self, model: PromptedViT, images_key: str, batch_size: int, index: int, images_BCHW: Tensor,
                 query_BD: Tensor | None, per_image: bool) -> Reading:
         """What the head reads of a batch, for a model whose prompts train no more; arguments as of `query`."""
+        if model.reads_query and query_BD is not None:
+            return Reading(query_BD)  # which is kept
         return self._kept(self._readings, model.read_weights(), ((images_key, per_image), batch_size, index),
                           lambda: model.read(images_BCHW, query_BD=query_BD, per_image=per_image))
 
@@ -69,7 +74,22 @@ class QueryCache:
 
     def holds_readings(self, model: PromptedViT, images_key: str, per_image: bool) -> bool:
         """Whether what the head reads of these images is kept, of the model as it is now."""
+        if model.reads_query:
+            return self.holds(model, images_key)
         return self._readings.holds(model.read_weights(), (images_key, per_image))
+
+    def needs_no_images(self, model: PromptedViT, images_key: str, batch_size: int, index: int, per_image: bool,
+                        query_too: bool) -> bool:
+        """Whether a batch is known so well that nothing has to look at its images again; arguments as of `reading`.
+
+        Args:
+            query_too: the query is asked for, whether or not it is kept.
+        """
+        query_is_known = self._queries.holds_batch(model.query_weights(), ((images_key,), batch_size, index))
+        if model.reads_query:
+            return query_is_known
+        return (query_is_known or not (query_too or model.query_is_kept)) and self._readings.holds_batch(
+            model.read_weights(), ((images_key, per_image), batch_size, index))
 
     def _kept(self, store: _Store, weights: object, key: tuple, compute: Callable[[], Any]) -> Any:
         if weights != store.weights:  # other weights, or the same ones changed in place

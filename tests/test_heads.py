@@ -10,6 +10,7 @@ from PIL import Image
 from test_bad_input import run, tiny
 
 from build import read_scenario
+from continual_datasets.transforms import EvalTransform
 from distributed import Processes
 from loading import load_run
 from models import PromptedViT, query_cache
@@ -266,8 +267,15 @@ def test_what_was_adapted_on_the_first_task_stays(head, data, tmp_path):
 def test_once_prompts_have_trained_each_image_is_tested_once(data, tmp_path, monkeypatch):
     """The same accuracies as when nothing is kept, from one pass over each test set instead of one after each task; the
     choice per image, looked at in the end, is another reading."""
-    passes = 0
-    read_ = PromptedViT.read
+    passes = cut = 0
+    read_, cut_ = PromptedViT.read, EvalTransform.__call__
+
+    def counted_cut(transform, pixels_BHWC):
+        nonlocal cut
+        cut += 1
+        return cut_(transform, pixels_BHWC)
+
+    monkeypatch.setattr(EvalTransform, "__call__", counted_cut)
 
     def counted(model, images_BCHW, *, query_BD=None, **more):
         nonlocal passes
@@ -278,15 +286,16 @@ def test_once_prompts_have_trained_each_image_is_tested_once(data, tmp_path, mon
     found = {}
     for name, keeps in (("kept", 2**20), ("not kept", 0)):
         monkeypatch.setattr(query_cache, "MAX_BYTES", keeps)
-        passes = 0
+        passes = cut = 0
         assert run(*tiny(data, tmp_path / name, "--num-tasks", 3, "--adapt", "first", "--head", "ridge",
                          "--random_features", 30, "--batch-size", 5, "--lr", 0.5)) == 0
-        found[name] = passes, (tmp_path / name / "accuracy_matrix.csv").read_text(), read(
+        found[name] = passes, cut, (tmp_path / name / "accuracy_matrix.csv").read_text(), read(
             tmp_path / name)["acc@1_per_image"]
     batches = 2  # of each test set
     assert found["kept"][0] == (3 + 3) * batches
     assert found["not kept"][0] == (1 + 2 + 3 + 3) * batches
-    assert found["kept"][1:] == found["not kept"][1:]
+    assert found["not kept"][1] - found["kept"][1] == found["not kept"][0] - found["kept"][0], "no image is cut in vain"
+    assert found["kept"][2:] == found["not kept"][2:]
     passes = 0
     monkeypatch.setattr(query_cache, "MAX_BYTES", 2**20)
     assert run("--eval", "--output_dir", tmp_path / "kept") == 0

@@ -324,11 +324,8 @@ def _counting_only(monkeypatch):
 def test_the_speed_test_names_the_passes_that_there_are(method, data, tmp_path):
     found = measured(tmp_path, *command(method, data))
     assert ("query pass" in found) == method.queries
-    # What a frozen ViT without prompts makes of a test image is kept; then nothing but the head is left.
-    reads_query = "pass" in found and not any(name.startswith("backbone.") for name in method.trains())
-    assert ("evaluation, task seen before" in found) == (method.queries or reads_query)
-    if reads_query:
-        assert found["evaluation, task seen before"] < 0.01 * found["evaluation, new task"]
+    # What a frozen ViT without prompts makes of a test image is kept: there no image is made or read again.
+    assert ("evaluation, task seen before" in found) == method.queries
     assert ("training step" in found) == bool(method.trains())
     whole, prompted = found["evaluation, new task"], found.get("prompted pass") or found["pass"]
     assert whole == pytest.approx(prompted + found.get("query pass", 0.0))
