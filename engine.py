@@ -184,7 +184,7 @@ class Continual(Evaluation):
         self.model.head.settle(run.task)
         seconds = time.perf_counter() - started
         run.train_seconds += seconds
-        if not self.recipe.adapts_to(run.task) or not self.model.head.learns_by_gradient:
+        if not self.trains_on(run.task):
             run.images_trained += len(self.scenario.tasks[run.task].train)
         self.reporter.settled(run.task, seconds)
 
@@ -202,8 +202,9 @@ class Continual(Evaluation):
         except Interrupted:
             self._save_last(run, optimizer, schedule)
             raise
-        run.train_seconds += time.perf_counter() - started
-        run.images_trained += len(self.scenario.tasks[run.task].train)
+        seconds = time.perf_counter() - started
+        run.train_seconds += seconds
+        self.reporter.looked_before(run.task, seconds)
 
     @torch.no_grad()
     def _observe(self, task: int, before: bool = False) -> Tensor:

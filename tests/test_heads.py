@@ -353,6 +353,13 @@ def test_a_head_is_told_how_far_features_moved_since_the_last_task(data, tmp_pat
             means.append(loaded.model.features(images_BCHW).mean(0))
         torch.testing.assert_close(told[task - 1], means[1] - means[0], atol=1e-4, rtol=1e-4)
         assert told[task - 1].norm() > 0.01
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    training = [row for row in log if row["kind"] in ("looked_before", "epoch", "settled")]
+    task = ["looked_before", "epoch", "settled"]
+    assert [row["kind"] for row in training] == [*task[1:], *task, *task]
+    summary, images = read(tmp_path), sum(len(task.train) for task in scenario.tasks)
+    assert summary["train_seconds"] == pytest.approx(sum(row["seconds"] for row in training), rel=0.01)
+    assert summary["train_images_per_second"] * summary["train_seconds"] == pytest.approx(images), "of gradient steps"
 
 
 def test_joint_training_is_the_bound_of_its_tasks(data, tmp_path):
