@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from configs import experiment_names, load_experiment
 from configs.base import OPTIONS
-from configs.checks import check
+from configs.checks import check, check_places
 from configs.command import Command, build_parser, parse
 from distributed import Processes, end_with_launcher, processes_from_environment, speaks_for_its_machine, warn
 from errors import DamagedFileError, InputError
@@ -121,7 +121,7 @@ def run_experiment(argv: Sequence[str]) -> dict[str, Any]:
 def run(command: Command, stop_signals: Sequence[int] = ()) -> Outcome:
     """Check everything that can be wrong, then build, then train or evaluate."""
     started = time.monotonic()
-    check(command.options)
+    check_places(command.options)  # the others may be taken from a run
     end_with_launcher()
     if processes_from_environment().world_size > 1:
         # Before torch is loaded: else its C++ prints stacks for every process that is gone, beside our sentence.

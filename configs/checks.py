@@ -11,9 +11,16 @@ MOST_VECTORS = 1_000_000  # of a prompt pool: 3 GB for a ViT-B, and Adam keeps t
 Options = dict[str, Any]
 
 
+def check_places(options: Options) -> None:
+    """Refuse what cannot be a run's folder or data, before a folder is read for the options saved there."""
+    _check_paths(options)
+    _check_modes(options)
+
+
 def check(options: Options) -> list[str]:
     """Warnings about options that are allowed but hardly meant. Raises InputError at the first contradiction."""
-    for part in (_check_paths, _check_prompts, _check_pool, _check_head, _check_ranges, _check_scenario, _check_modes):
+    check_places(options)
+    for part in (_check_prompts, _check_pool, _check_head, _check_ranges, _check_scenario):
         part(options)
     return _warnings(options)
 

@@ -165,6 +165,16 @@ def test_a_folder_that_holds_a_run(finished, data, capsys):
     assert contents(finished) == before
 
 
+@pytest.mark.parametrize("words", [("--head", "ncm"), ("--drift", "shift"), ("--joint", "--schedule", "gaussian")])
+@pytest.mark.parametrize("mode", ["--eval", "--resume"])
+def test_options_that_would_make_it_another_run_are_told_as_such(mode, words, finished, capsys):
+    """And not by what they contradict in the defaults, which the run need not have."""
+    assert run(mode, "--output_dir", finished, *words) == 2
+    message = capsys.readouterr().err
+    assert f"{mode}: the run in {finished} was made by" in message
+    assert all(word in message for word in words)
+
+
 def test_a_folder_that_cannot_be_written(data, tmp_path, capsys):
     file = tmp_path / "file"
     file.write_text("mine")
