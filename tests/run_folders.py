@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+import report
 from configs import load_experiment
 from configs.command import default_options
 from metrics import AccuracyMatrix
@@ -76,3 +77,8 @@ def _log(accuracy: AccuracyMatrix, draw: np.random.Generator, unit: str, prompts
             chosen = {"prompts": counts_RM.tolist()}
         rows.append({"kind": "evaluation", "time": 1.0, unit: t + 1, **accuracy.summary(t), **chosen})
     return rows
+
+
+def run_report(*words: object, capsys) -> tuple[int, str, str]:
+    code = report.main([str(word) for word in words])
+    return code, *capsys.readouterr()

@@ -9,8 +9,8 @@ from fixtures import ROOT, write_npz
 from published import class_folders, write_files
 from test_bad_input import run
 from test_data_runs import write_five
-from test_folders import write_core50
 from test_published import accept
+from test_published_folders import write_core50
 
 from configs import experiment_names, load_experiment
 from configs.base import OPTIONS

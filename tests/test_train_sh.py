@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fixtures import ROOT, write_npz
-from test_launchers import environment, run, summary, tiny
+from launching import environment, run, summary, tiny
 
 import run_with_submitit
 from configs.launcher import read_submission

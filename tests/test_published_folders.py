@@ -1,0 +1,180 @@
+"""Data sets that are published as folders: each as its page gives it, or as people unpack it."""
+
+import os
+from pathlib import Path
+
+import pytest
+from published import class_folders, encoded, pictures, under, write_files, write_tar
+
+from continual_datasets import build_scenario
+from continual_datasets.readers import CATALOGUE
+from continual_datasets.scenario import domain_incremental
+from errors import InputError
+
+CLASSES = ["ant", "bee", "cat"]
+
+
+def read(data_path, name: str, seed: int = 0):
+    return CATALOGUE[name](str(data_path), False, seed)
+
+
+NAMED = ["Split-ImageNet-R", "Split-CUB200", "Split-Cars196", "Split-Scene67", "Split-TinyImagenet", "Split-NotMNIST",
+         "CORe50"]
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("download", [False, True])
+def test_what_is_not_downloaded_gets_the_page_and_the_layout(name, download, tmp_path):
+    write_files(tmp_path, class_folders(CLASSES, 2))  # some folder: not to be taken for the data set
+    with pytest.raises(InputError, match=r"^--data_path .*give the folder that holds .*/.* see https?://") as caught:
+        CATALOGUE[name](str(tmp_path), download, 0)
+    assert ("--download" in str(caught.value)) == download
+    assert "\n" not in str(caught.value)
+
+
+WNIDS = ["n01443537", "n01484850", "n02086240"]
+
+
+@pytest.mark.parametrize("where", ["folder", "parent", "archive", "archive in parent"])
+def test_imagenet_r_as_published(where, tmp_path):
+    files = under("imagenet-r", class_folders(list(reversed(WNIDS)), 5, (40, 30), "JPEG") | {"README.txt": b"about"})
+    if "archive" in where:
+        write_tar(tmp_path / "imagenet-r.tar", files)
+        before = (tmp_path / "imagenet-r.tar").read_bytes()
+    else:
+        write_files(tmp_path, files)
+    path = {"folder": tmp_path / "imagenet-r", "archive": tmp_path / "imagenet-r.tar"}.get(where, tmp_path)
+    data = read(path, "Split-ImageNet-R", seed=3)
+    assert data.class_names == tuple(WNIDS)
+    assert (len(data.train), len(data.test)) == (12, 3)
+    assert Path(data.train.store.root) == tmp_path / "imagenet-r"
+    assert data.split["seed"] == 3
+    if "archive" in where:
+        assert (tmp_path / "imagenet-r.tar").read_bytes() == before
+    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()} - {"imagenet-r.tar"} == set(
+        files), "files are never moved"
+
+
+def test_imagenet_r_with_the_users_own_parts(tmp_path):
+    write_files(tmp_path / "imagenet-r", under("train", class_folders(WNIDS, 4, kind="JPEG"))
+                | under("test", class_folders(WNIDS, 2, kind="JPEG", seed=1)))
+    data = read(tmp_path, "Split-ImageNet-R")
+    assert (len(data.train), len(data.test), data.split) == (12, 6, None)
+
+
+def test_cub200_and_scene67_find_the_folder_of_classes(tmp_path):
+    write_files(tmp_path, under("CUB_200_2011/images", class_folders(["001.Albatross", "002.Auklet"], 5))
+                | under("CUB_200_2011/parts", class_folders(["x"], 2))
+                | under("indoorCVPR_09/Images", class_folders(["airport", "bar"], 5)))
+    assert read(tmp_path, "Split-CUB200").class_names == ("001.Albatross", "002.Auklet")
+    assert read(tmp_path / "CUB_200_2011", "Split-CUB200").class_names == ("001.Albatross", "002.Auklet")
+    assert read(tmp_path, "Split-Scene67").class_names == ("airport", "bar")
+
+
+def test_cars196_with_train_and_test(tmp_path):
+    write_files(tmp_path / "cars196" / "train", class_folders(CLASSES, 2))
+    write_files(tmp_path / "cars196" / "test", class_folders(CLASSES, 1))
+    data = read(tmp_path, "Split-Cars196")
+    assert (len(data.train), len(data.test)) == (6, 3)
+
+
+def test_tinyimagenet_as_published(tmp_path):
+    """`val/images/` holds all classes in one folder, a list says which is which; `test/` has no labels."""
+    image = encoded(pictures(1, 64, 64)[0])
+    files = {f"train/{wnid}/images/{wnid}_{n}.JPEG": image for wnid in WNIDS for n in range(3)}
+    files |= {f"train/{wnid}/{wnid}_boxes.txt": b"" for wnid in WNIDS}
+    files |= {f"val/images/val_{n}.JPEG": image for n in range(6)}
+    lines = [f"val_{n}.JPEG\t{WNIDS[n % 3]}\t0\t0\t62\t62\n" for n in range(6)]
+    files["val/val_annotations.txt"] = "".join(lines).encode()
+    files["test/images/test_0.JPEG"] = image
+    write_files(tmp_path / "tiny-imagenet-200", files)
+    data = read(tmp_path, "Split-TinyImagenet")
+    assert data.class_names == tuple(WNIDS)
+    assert data.train.labels_N.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    assert data.test.names_N.tolist() == [f"val/images/val_{n}.JPEG" for n in (0, 3, 1, 4, 2, 5)]
+    assert data.test.labels_N.tolist() == [0, 0, 1, 1, 2, 2]
+    assert not data.notes, "its lists of boxes are as published"
+
+
+ANNOTATIONS = {
+    "another encoding": ("val_0.JPEG\tn01443537\t\xe9t\xe9\n".encode("latin-1"), "cannot be read as a text file"),
+    "cut short": (f"val_0.JPEG\t{WNIDS[0]}\n".encode(), "do not belong together: only one of them has val_1.JPEG"),
+    "empty": (b"", "do not belong together"),
+    "another folder": (f"../train/1.JPEG\t{WNIDS[0]}\n".encode(), "do not belong together"),
+}
+
+
+@pytest.mark.parametrize("case", ANNOTATIONS)
+def test_annotations_that_cannot_be_used(case, tmp_path):
+    content, message = ANNOTATIONS[case]
+    files = {f"train/{wnid}/images/{wnid}.JPEG": b"" for wnid in WNIDS}
+    files |= {f"val/images/val_{n}.JPEG": b"" for n in "01"}
+    write_files(tmp_path / "tiny-imagenet-200", files | {"val/val_annotations.txt": content})
+    with pytest.raises(InputError, match=f"^--data_path .*val_annotations.txt .*{message}") as caught:
+        read(tmp_path, "Split-TinyImagenet")
+    assert "\n" not in str(caught.value)
+
+
+LETTERS = list("ABCDEFGHIJ")
+
+
+def letters(per_class: int, seed: int = 0) -> dict[str, bytes]:
+    """Grey 28 × 28 PNGs, and one that cannot be read in each of A and F, as there are in the real ones."""
+    files = {}
+    for number, letter in enumerate(LETTERS):
+        for image, pixels in enumerate(pictures(per_class, 28, 28, 1, seed=seed + number)[..., 0]):
+            files[f"{letter}/{letter}{image}.png"] = encoded(pixels, "PNG")
+    return files
+
+
+@pytest.mark.parametrize("layout", ["parts", "one folder", "archive"])
+def test_notmnist_in_both_layouts_without_what_cannot_be_read(layout, tmp_path):
+    broken = {"A/RGVtb2.png": b"", "F/Q3Jvc3.png": b"\x89PNG broken"}
+    if layout == "parts":
+        write_files(tmp_path / "notMNIST", under("Train", letters(4) | broken) | under("Test", letters(1, seed=50)))
+    elif layout == "one folder":
+        write_files(tmp_path / "notMNIST_small", letters(5) | broken)
+    else:
+        write_tar(tmp_path / "notMNIST_small.tar.gz", under("notMNIST_small", letters(5) | broken))
+    data = read(tmp_path, "Split-NotMNIST")
+    assert data.class_names == tuple(LETTERS)
+    assert len(data.train) + len(data.test) == 50
+    assert data.train.pixels_NHWC.shape[1:] == data.test.pixels_NHWC.shape[1:] == (28, 28, 3)
+    assert (data.train.pixels_NHWC[..., 0] == data.train.pixels_NHWC[..., 2]).all()
+    assert sorted(set(data.train.labels_N)) == list(range(10))
+    (note,) = data.notes
+    assert note.startswith("notMNIST: 2 of 52 images cannot be read and are left out, ")
+    assert (data.split is None) == (layout == "parts")
+
+
+def write_core50(root: Path, per_session: int) -> None:
+    image = encoded(pictures(1, 16, 16)[0], "PNG")
+    write_files(root / "core50_128x128", {f"s{s}/o{o}/C_{s:02d}_{o:02d}_{n:03d}.png": image for s in range(1, 12)
+                                          for o in range(1, 51) for n in range(per_session)})
+
+
+def test_core50_has_eight_sessions_and_one_common_test_set(tmp_path):
+    write_core50(tmp_path, per_session=2)
+    for path in (tmp_path, tmp_path / "core50_128x128"):
+        data = read(path, "CORe50")
+        assert [images.names_N[0].split("/")[0] for images in data.train] == ["s1", "s2", "s4", "s5", "s6", "s8", "s9",
+                                                                             "s11"]
+        assert {name.split("/")[0] for name in data.test.names_N} == {"s3", "s7", "s10"}
+        for images in (*data.train, data.test):
+            assert [int(name.split("/")[1][1:]) - 1 for name in images.names_N] == images.labels_N.tolist()
+        assert (len(data.train[0]), len(data.test), len(data.class_names)) == (100, 300, 50)
+
+    scenario = domain_incremental(data)
+    assert len(scenario.tasks) == 8
+    assert all(task.classes == tuple(range(50)) for task in scenario.tasks)
+    assert all(task.test is data.test for task in scenario.tasks)
+    built = build_scenario("CORe50", str(tmp_path), download=False, num_tasks=None, shuffle=False, seed=0, subsample=1,
+                           subsample_test=2)
+    assert [len(task.train) for task in built.tasks] == [50] * 8
+    assert all(task.test is built.tasks[0].test for task in built.tasks)
+    assert len(built.tasks[0].test) == 100
+
+    os.remove(tmp_path / "core50_128x128" / "s7" / "o33" / "C_07_33_000.png")
+    os.remove(tmp_path / "core50_128x128" / "s7" / "o33" / "C_07_33_001.png")
+    with pytest.raises(InputError, match=r"no images in .*s7/o33; CORe50 has o1 … o50 in each of s1 … s11"):
+        read(tmp_path, "CORe50")
