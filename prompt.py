@@ -95,11 +95,16 @@ class Host:
     """Draws the values that training starts from: `generator()`, or `generator("task", 3)` when a task begins."""
     model_name: str = "this model"
 
-    def check_layers(self, option: str, layers: list[int]) -> tuple[int, ...]:
-        """The layers in order. Raises InputError for one that the ViT has not, or that is named twice."""
-        if not layers or len(set(layers)) < len(layers) or max(layers) >= self.depth:
+    def check_layers(self, option: str, layers: list[int], taken: tuple[int, ...] = (), but: str = ""
+                     ) -> tuple[int, ...]:
+        """The layers in order. Raises InputError for one that the ViT has not, that is named twice or `taken`.
+
+        Args:
+            but: what the error says of those that are taken.
+        """
+        if not layers or len({*layers, *taken}) < len(layers) + len(taken) or max(layers) >= self.depth:
             raise InputError(f"--{option} {' '.join(map(str, layers))}: name layers of {self.model_name} from 0 to "
-                             f"{self.depth - 1}, each once.")
+                             f"{self.depth - 1}, each once{but}.")
         return tuple(sorted(layers))
 
     def head_shape(self, method: str) -> tuple[int, int]:

@@ -6,7 +6,6 @@ Shapes: Y layers, P keys and as many values in each, H heads, E = D/H, B batch.
 import torch
 from torch import Tensor, nn
 
-from errors import InputError
 from prompt import Host, initialise_
 
 
@@ -37,9 +36,5 @@ def layers_apart(host: Host, g_prompt_layers: list[int], prompt_layers: list[int
                  ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Both lists of layers, checked. Raises InputError where one has a layer of the other."""
     general = host.check_layers("g_prompt_layers", g_prompt_layers)
-    special = host.check_layers("prompt_layers", prompt_layers)
-    if shared := sorted(set(general) & set(special)):
-        raise InputError(f"--g_prompt_layers {' '.join(map(str, general))} and --prompt_layers "
-                         f"{' '.join(map(str, special))} share block {shared[0]}: give --prompt_layers other blocks, "
-                         f"such as {max(general) + 1}.")
-    return general, special
+    taken = f"--g_prompt_layers {' '.join(map(str, general))}"
+    return general, host.check_layers("prompt_layers", prompt_layers, general, f" and none of {taken}")

@@ -273,6 +273,9 @@ def test_more_than_the_memory_holds(data, tmp_path, capsys):
 @pytest.mark.parametrize(("words", "message"), [
     (["cifar100_ncm", "--freeze", "blocks"], "--head ncm needs features that stay, but 27264 values train"),
     (["cifar100_l2p", "--freeze", "backbone", "head", "prompt"], "--freeze leaves nothing to train"),
+    *((["cifar100_oneprompt", "--prompt_layers", *layers],
+       f"--prompt_layers {' '.join(layers)}: name layers of glyph_vit_tiny from 0 to 3, each once and none of "
+       "--g_prompt_layers 0 1.") for layers in ("234", "123")),
     (["cifar100_l2p", "--freeze", "blocksX"], "--freeze blocksX"),
     (["cifar100_ncm", "--drift", "shift"], "--drift shift: no feature moves here"),
     (["cifar100_linear", "--align", "--drift", "shift"], "--drift shift: no feature moves here"),
