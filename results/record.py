@@ -1,8 +1,9 @@
 """Keep a finished run as one file in this folder: `python -m results.record OUTPUT_DIR NAME ["a remark"] [--eval]`.
 
-The record is the run's summary.json (with its whole config) and its accuracy matrix. Folders are cut off the paths in
-it, so that a record says which file was used and nothing of whose machine it lay on; nothing else is changed. A record
-is never edited: a run that is made again is another record.
+The record is the run's summary.json (with its whole config), its accuracy matrix and, where prompts are chosen, how
+often each was chosen in each evaluation, over all its test sets. Folders are cut off the paths in it, so that a record
+says which file was used and nothing of whose machine it lay on; nothing else is changed. A record is never edited: a
+run that is made again is another record.
 """
 
 import csv
@@ -21,7 +22,9 @@ def make_record(output_dir: Path, remark: str = "", prefix: str = "") -> dict[st
     with open(output_dir / f"{prefix}accuracy_matrix.csv") as file:
         rows = list(csv.reader(file))[1:]
     matrix = [[float(cell) if cell else None for cell in row[1:]] for row in rows]
-    return {"remark": remark, "accuracy_matrix": matrix, **summary}
+    log = [json.loads(line) for line in (output_dir / f"{prefix}log.jsonl").read_text().splitlines()]
+    chosen = [[sum(counts) for counts in zip(*row["prompts"], strict=True)] for row in log if "prompts" in row]
+    return {"remark": remark, "accuracy_matrix": matrix, **({"prompts_chosen": chosen} if chosen else {}), **summary}
 
 
 def main() -> None:

@@ -204,6 +204,9 @@ def test_records_say_the_same_as_the_runs_they_were_made_of(tmp_path, capsys):
     for line in of_runs + of_records:
         line.pop("checkpoint_bytes_mean"), line.pop("checkpoint_bytes_n"), line.pop("checkpoint_bytes_std")
     assert of_runs == of_records
+    record = json.loads((tmp_path / "records" / "1.json").read_text())
+    tests = [30 * (task + 1) for task in range(len(record["prompts_chosen"]))]
+    assert record["prompts_chosen"] == [[count, count, 0, 0] for count in tests], "over all test sets of an evaluation"
     assert table(tmp_path, capsys=capsys)[0]["seeds"] == "1 2", "both of one run count once"
 
 
