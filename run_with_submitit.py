@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from configs import load_experiment
+from configs.checks import check
 from configs.command import build_parser, parse
 from configs.launcher import PROGRAM, Submission, help_groups, read_submission
 from errors import InputError
@@ -129,8 +130,6 @@ def submit(submission: Submission) -> int:
 
     A job on a cluster is left to it; one on this machine is waited for.
     """
-    for warning in submission.warnings:
-        print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
     o = submission.launcher
     cluster = o["cluster"]
     if cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("srun")):
@@ -140,6 +139,8 @@ def submit(submission: Submission) -> int:
     job_dir = outside_path("--job_dir", o["job_dir"]).absolute() if o["job_dir"] else shared / "%j"
     training = Training(job_words(submission, job_dir), None if "dist_url" in submission.command.given else shared,
                         o["cpus_per_task"])
+    for warning in submission.warnings:
+        print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
     if o["job_dir"]:
         _make_folder("--job_dir", next(path for path in (job_dir, *job_dir.parents) if "%j" not in str(path)))
     _make_folder("--shared_folder", shared)
@@ -178,7 +179,8 @@ def job_words(submission: Submission, job_dir: Path) -> list[str]:
     if "%j" not in output_dir:
         given["output_dir"] = options["output_dir"] = output_dir
         program.check_output_dir(options)
-        with_saved_options(submission.command)
+        options = with_saved_options(submission.command).options
+    submission.warnings.extend(check(options))
     if not (options["eval"] or options["speed_test_only"]):
         words.append("--resume")
     if "device" not in given:  # a job that asked for GPUs fails without them, and one that did not takes none

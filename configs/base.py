@@ -113,9 +113,9 @@ GROUPS: dict[str, list[Option]] = {
         _o("classes_per_task", or_none(integer(1, 1_000_000)), None,
            "classes of a task; the last task has what is left"),
         _o("adapt", str, "all", "the tasks on which what trains is trained by gradient", ("all", "first", "none")),
-        _o("drift", str, "none", "for a head that keeps statistics of features that move as later tasks train: ignore "
-           "it, or shift them by how far the current task's features moved on average; none refuses --head ncm and "
-           "ridge there", ("ignore", "shift", "none")),
+        _o("drift", or_none(str), None, "for a head that keeps statistics of features that move as later tasks train: "
+           "ignore it, or shift them by how far the current task's features moved on average; none refuses --head ncm "
+           "and ridge there", ("ignore", "shift", None)),
         _o("joint", boolean, False, "the bound: all tasks' images in one stretch, as many steps as task after task, "
            "tested on each task"),
         _o("train_mask", boolean, True, "train on the classes of the current task only: other logits are -inf"),

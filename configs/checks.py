@@ -68,11 +68,11 @@ def _check_head(o: Options) -> None:
     if not linear and o["align"]:
         raise InputError(f"--align retrains a linear head, which --head {o['head']} has not: use --head linear.")
     features_move = o["adapt"] == "all" and (o["prompt_method"] != "none" or not o["freeze"])
-    if not linear and features_move and o["drift"] == "none":
+    if not linear and features_move and o["drift"] is None:
         raise InputError(f"--head {o['head']} needs features that stay, and with --adapt all prompts or backbone train "
                          "in every task: use --adapt first or none, or --drift shift; or --prompt_method none and a "
                          "frozen backbone (no empty --freeze).")
-    if o["drift"] != "none" and (o["adapt"] != "all" or (linear and not o["align"])):
+    if o["drift"] is not None and (o["adapt"] != "all" or (linear and not o["align"])):
         raise InputError(f"--drift {o['drift']} is for heads that keep statistics of features that move: use --head "
                          "ncm or ridge, or --align, with --adapt all; or --drift none.")
     if o["drift"] == "ignore" and linear:
@@ -157,7 +157,7 @@ def _check_joint(o: Options) -> None:
     if o["head"] != "linear":
         set_otherwise.append(f"--head {o['head']}")
         remedies.append("--head linear")
-    if o["drift"] != "none":
+    if o["drift"] is not None:
         set_otherwise.append(f"--drift {o['drift']}")
         remedies.append("--drift none")
     if remedies:
@@ -179,7 +179,7 @@ def _check_stream(o: Options) -> None:
     remedies += [f"--no-{name}" for name in ("align", "joint") if o[name]]
     if o["adapt"] != "all":
         remedies.append("--adapt all")
-    if o["drift"] != "none":
+    if o["drift"] is not None:
         remedies.append("--drift none")
     if remedies:
         raise InputError(f"--schedule gaussian has no tasks, of which other options need to know: add "

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from configs.base import GROUPS
-from configs.checks import check
+from configs.checks import check_places
 from configs.command import Command, parse, split_off
 from configs.option import Option, boolean, integer, number, or_none, path, word
 from errors import InputError
@@ -72,7 +72,8 @@ def read_submission(argv: list[str]) -> Submission:
     tasks = o["tasks_per_node"] or max(1, gpus)
     _check_job(o, gpus, tasks)
     _check_run(command, gpus, o["nodes"] * tasks)
-    return Submission(o, words, command, gpus, tasks, warnings + command.warnings + check(command.options))
+    check_places(command.options)
+    return Submission(o, words, command, gpus, tasks, warnings + command.warnings)
 
 
 def _gpus_per_node(o: dict[str, Any]) -> int:

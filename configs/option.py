@@ -89,7 +89,7 @@ class Option:
     type: Callable[[str], Any]
     default: Any
     help: str
-    choices: tuple[str, ...] | None = None
+    choices: tuple[str | None, ...] | None = None
     nargs: str | int | None = None
     inert: bool = False  # accepted because existing commands carry it; does nothing, and says so
     run_only: bool = False  # says how this process runs, not what is computed; not taken over by --eval or --resume

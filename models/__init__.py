@@ -113,7 +113,7 @@ def build_prompt(o: dict[str, Any], shape: VisionTransformer, num_tasks: int | N
 def build_head(o: dict[str, Any], dim: int, num_classes: int) -> Head:
     if o["head"] != "linear":
         # While something is learned by gradient, a linear head stands in for one that learns in closed form.
-        trains = o["adapt"] == "first" or (o["adapt"] == "all" and o["drift"] != "none")
+        trains = o["adapt"] == "first" or (o["adapt"] == "all" and o["drift"] is not None)
         classifier = start_linear(LinearHead(dim, num_classes), o) if trains else None
         if o["head"] == "ncm":
             return NearestMeanHead(dim, num_classes, classifier)
@@ -136,10 +136,10 @@ def start_linear(head: LinearHead, o: dict[str, Any]) -> LinearHead:
 
 def check_what_trains(model: PromptedViT, o: dict[str, Any]) -> None:
     trains = sum(parameter.numel() for _, parameter in model.trained_parameters())
-    if not model.head.learns_by_gradient and o["adapt"] == "all" and o["drift"] == "none" and trains:
+    if not model.head.learns_by_gradient and o["adapt"] == "all" and o["drift"] is None and trains:
         raise InputError(f"--head {o['head']} needs features that stay, but {trains} values train in every task: use "
                          "--adapt first or none, or --drift shift.")
-    if o["drift"] != "none" and all(name.startswith("head.") for name, _ in model.trained_parameters()):
+    if o["drift"] is not None and all(name.startswith("head.") for name, _ in model.trained_parameters()):
         raise InputError(f"--drift {o['drift']}: no feature moves here, as neither prompts nor the ViT train; leave it "
                          "out.")
     must_train = model.head.learns_by_gradient or o["adapt"] == "first"

@@ -79,7 +79,8 @@ def draw_command(seed: str) -> list[str]:
 def draw_values(draw: random.Random, name: str) -> list[str]:
     """Words for an option; mostly such as it accepts, the last values that it does among them."""
     option = OPTIONS[name]
-    meant = list(option.choices or MEANT.get(name) or (text for text in NUMBERS if _accepts(option.type, text)))
+    meant = list(map(str, option.choices or MEANT.get(name) or (
+        text for text in NUMBERS if _accepts(option.type, text))))
     if option.type is boolean:
         meant = ["true", "false"]
     pool = meant if draw.random() < 0.85 else ODD + NUMBERS + FILES

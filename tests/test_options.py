@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import pytest
 import test_heads
 import test_options_alone as alone
+import test_refused_commands
 from lab import ALIGNED, BASE, CODA, DIVERSE, DUAL, NO_PROMPTS, SGD, STREAM, measure_rates, measure_run
 
 from configs.base import OPTIONS
@@ -190,7 +191,8 @@ def test_local_rank_is_accepted_and_changes_nothing(lab):
 
 # Not every machine has all precisions; `none` leaves nothing that learns but in closed form; the default 10,000
 # random features of `ridge` take their time.
-CHOICES_ELSEWHERE = {"head": test_heads.test_what_was_adapted_on_the_first_task_stays,
+CHOICES_ELSEWHERE = {"drift": test_refused_commands.test_contradictions_are_refused_by_the_options_names,
+                     "head": test_heads.test_what_was_adapted_on_the_first_task_stays,
                      "precision": alone.test_precision_is_chosen_by_the_device,
                      "adapt": alone.test_adapt_none_trains_nothing}
 # Deliberately without effect, although not listed as inert: torch.distributed.launch without --use_env gives it to each

@@ -101,7 +101,7 @@ def test_a_bad_value_is_answered_with_the_option_and_what_it_takes(line):
 @pytest.mark.parametrize("name", [name for name, option in OPTIONS.items() if option.choices])
 def test_a_choice_that_is_not_there_is_answered_with_those_that_are(name):
     message = refusal(f"--{name} nothing-like-it")
-    assert all(choice in message for choice in OPTIONS[name].choices)
+    assert all(str(choice) in message for choice in OPTIONS[name].choices)
 
 
 @pytest.mark.parametrize("name", [name for name, option in OPTIONS.items()

@@ -179,6 +179,9 @@ def test_an_existing_run_is_continued_only_when_asked(tmp_path, capsys):
     assert "already holds a run: add --resume to continue it" in capsys.readouterr().err
     assert run_with_submitit.main([*words, "--resume", "--lr", "0.2"]) == 2
     assert "was made by demo_l2p with other values than --lr 0.2" in capsys.readouterr().err
+    (folder / "config.json").write_text(json.dumps({"experiment": "demo_linear", "options": {"head": "ncm"}}))
+    assert run_with_submitit.main([*words[1:], "--eval", "--head", "ridge"]) == 2
+    assert "was made by demo_linear with other values than --head ridge" in capsys.readouterr().err
     assert not (tmp_path / "shared").exists()
 
 
