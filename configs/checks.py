@@ -12,7 +12,7 @@ Options = dict[str, Any]
 
 
 def check_places(options: Options) -> None:
-    """Refuse what cannot be a run's folder or data, before a folder is read for the options saved there."""
+    """Refuse paths and modes that cannot be meant, before a folder is read for the options saved there."""
     _check_paths(options)
     _check_modes(options)
 

@@ -48,11 +48,12 @@ class QueryCache:
         return self._queries.used_bytes + self._readings.used_bytes
 
     def query(self, model: PromptedViT, images_key: str, batch_size: int, index: int,
-              images_BCHW: Tensor) -> Tensor | None:
+              images_BCHW: Tensor | None) -> Tensor | None:
         """The query [B, D] of a batch, or None where knowing it would save next to nothing.
 
         Args:
             images_key: names the whole set of images; equal for equal pixels only.
+            images_BCHW: None where `needs_no_images` says so.
             batch_size, index: which of its images are in this batch.
         """
         if not model.query_is_kept:
@@ -60,9 +61,9 @@ class QueryCache:
         return self._kept(self._queries, model.query_weights(), ((images_key,), batch_size, index),
                           lambda: model.query(images_BCHW))
 
-    def reading(self, model: PromptedViT, images_key: str, batch_size: int, index: int, images_BCHW: Tensor,
+    def reading(self, model: PromptedViT, images_key: str, batch_size: int, index: int, images_BCHW: Tensor | None,
                 query_BD: Tensor | None, per_image: bool) -> Reading:
-        """What the head reads of a batch, for a model whose prompts train no more; arguments as of `query`."""
+        """What the head reads of a batch, where nothing trains that makes it; arguments as of `query`."""
         if model.reads_query and query_BD is not None:
             return Reading(query_BD)  # which is kept
         return self._kept(self._readings, model.read_weights(), ((images_key, per_image), batch_size, index),
@@ -81,6 +82,8 @@ class QueryCache:
     def needs_no_images(self, model: PromptedViT, images_key: str, batch_size: int, index: int, per_image: bool,
                         query_too: bool) -> bool:
         """Whether a batch is known so well that nothing has to look at its images again; arguments as of `reading`.
+
+        What a head reads is kept only where it stays, so a reading that is there holds.
 
         Args:
             query_too: the query is asked for, whether or not it is kept.

@@ -6,6 +6,7 @@ Shapes: Y layers, P keys and as many values in each, H heads, E = D/H, B batch.
 import torch
 from torch import Tensor, nn
 
+from errors import InputError
 from prompt import Host, initialise_
 
 
@@ -37,4 +38,6 @@ def layers_apart(host: Host, g_prompt_layers: list[int], prompt_layers: list[int
     """Both lists of layers, checked. Raises InputError where one has a layer of the other."""
     general = host.check_layers("g_prompt_layers", g_prompt_layers)
     taken = f"--g_prompt_layers {' '.join(map(str, general))}"
+    if len(general) == host.depth:
+        raise InputError(f"{taken} leaves no layer for --prompt_layers: give fewer.")
     return general, host.check_layers("prompt_layers", prompt_layers, general, f" and none of {taken}")

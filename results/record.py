@@ -22,8 +22,9 @@ def make_record(output_dir: Path, remark: str = "", prefix: str = "") -> dict[st
     with open(output_dir / f"{prefix}accuracy_matrix.csv") as file:
         rows = list(csv.reader(file))[1:]
     matrix = [[float(cell) if cell else None for cell in row[1:]] for row in rows]
-    log = [json.loads(line) for line in (output_dir / f"{prefix}log.jsonl").read_text().splitlines()]
-    chosen = [[sum(counts) for counts in zip(*row["prompts"], strict=True)] for row in log if "prompts" in row]
+    log = output_dir / f"{prefix}log.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    chosen = [[sum(counts) for counts in zip(*row["prompts"], strict=True)] for row in rows if "prompts" in row]
     return {"remark": remark, "accuracy_matrix": matrix, **({"prompts_chosen": chosen} if chosen else {}), **summary}
 
 

@@ -273,6 +273,8 @@ def test_more_than_the_memory_holds(data, tmp_path, capsys):
 @pytest.mark.parametrize(("words", "message"), [
     (["cifar100_ncm", "--freeze", "blocks"], "--head ncm needs features that stay, but 27264 values train"),
     (["cifar100_l2p", "--freeze", "backbone", "head", "prompt"], "--freeze leaves nothing to train"),
+    (["cifar100_oneprompt", "--g_prompt_layers", *"0123"],
+     "--g_prompt_layers 0 1 2 3 leaves no layer for --prompt_layers: give fewer."),
     *((["cifar100_oneprompt", "--prompt_layers", *layers],
        f"--prompt_layers {' '.join(layers)}: name layers of glyph_vit_tiny from 0 to 3, each once and none of "
        "--g_prompt_layers 0 1.") for layers in ("234", "123")),

@@ -124,6 +124,20 @@ def test_evaluation_sees_each_image_once_in_the_same_batches_whatever_the_proces
     assert torch.equal(torch.cat([batch.images_BCHW for batch in made]), expected)
 
 
+@pytest.mark.parametrize("known", [{0}, {1, 2}, {0, 3}, {0, 1, 2, 3}])
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_batches_whose_images_are_not_needed_have_their_labels_and_the_others_their_own_images(known, prefetch):
+    whole = list(make_batches().evaluation(images(14)))
+    made = list(make_batches(prefetch=prefetch).evaluation(images(14), known.__contains__))
+    assert [batch.index for batch in made] == [0, 1, 2, 3]
+    for one, other in zip(made, whole, strict=True):
+        assert torch.equal(one.labels_B, other.labels_B)
+        if one.index in known:
+            assert one.images_BCHW is None
+        else:
+            assert torch.equal(one.images_BCHW, other.images_BCHW)
+
+
 # ---- a fixed number of steps ----
 def stream_of(count: int, steps: int, first_step: int = 0, **changed) -> list:
     return list(make_batches(**changed).training(images(count), 7, 1, first_step=first_step, steps=steps))

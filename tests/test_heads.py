@@ -284,7 +284,7 @@ def test_once_prompts_have_trained_each_image_is_tested_once(data, tmp_path, mon
 
     monkeypatch.setattr(PromptedViT, "read", counted)
     found = {}
-    for name, keeps in (("kept", 2**20), ("not kept", 0)):
+    for name, keeps in (("kept", 2**20), ("not kept", 0), ("kept in part", 9000)):
         monkeypatch.setattr(query_cache, "MAX_BYTES", keeps)
         passes = cut = 0
         assert run(*tiny(data, tmp_path / name, "--num-tasks", 3, "--adapt", "first", "--head", "ridge",
@@ -295,7 +295,8 @@ def test_once_prompts_have_trained_each_image_is_tested_once(data, tmp_path, mon
     assert found["kept"][0] == (3 + 3) * batches
     assert found["not kept"][0] == (1 + 2 + 3 + 3) * batches
     assert found["not kept"][1] - found["kept"][1] == found["not kept"][0] - found["kept"][0], "no image is cut in vain"
-    assert found["kept"][2:] == found["not kept"][2:]
+    assert found["kept"][2:] == found["not kept"][2:] == found["kept in part"][2:]
+    assert found["kept"][1] < found["kept in part"][1] < found["not kept"][1]
     passes = 0
     monkeypatch.setattr(query_cache, "MAX_BYTES", 2**20)
     assert run("--eval", "--output_dir", tmp_path / "kept") == 0

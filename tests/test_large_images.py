@@ -136,6 +136,15 @@ def test_an_epoch_left_midway_disturbs_neither_the_next_nor_one_inside_another(f
     assert_equal([first, *outer], expected.training(memory, 0, 1))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_files_that_are_not_needed_are_left_out_among_others(workers, files, memory):
+    found = list(make(5, workers=workers).evaluation(files, {1, 2}.__contains__))
+    assert [batch.images_BCHW is None for batch in found] == [index in {1, 2} for index in range(len(found))]
+    expected = list(make(5).evaluation(memory))
+    assert [b.labels_B.tolist() for b in found] == [b.labels_B.tolist() for b in expected]
+    assert_equal([b for b in found if b.index not in {1, 2}], [b for b in expected if b.index not in {1, 2}])
+
+
 def test_decoding_draws_from_no_global_generator(files):
     before = torch.manual_seed(5).get_state()
     everything(make(workers=1), files)
