@@ -166,6 +166,7 @@ def test_five_datasets(tmp_path):
     assert len(summary(tmp_path / "output")["per_task"]) == 5
 
 
+@pytest.mark.long
 def test_a_list_of_two_in_the_order_given(tmp_path):
     write_five(tmp_path / "data")
     out = run("--dataset", "FashionMNIST,NotMNIST", "--data-path", tmp_path / "data", "--output_dir", "",
@@ -174,6 +175,7 @@ def test_a_list_of_two_in_the_order_given(tmp_path):
     assert "after task 2/2" in out
 
 
+@pytest.mark.long
 def test_uneven_classes_of_a_published_set(tmp_path):
     published.write_dtd(tmp_path / "data")
     out = run("--dataset", "Split-DTD", "--data-path", tmp_path / "data", "--output_dir", "", "--classes_per_task", 3,
