@@ -95,14 +95,16 @@ class Host:
     """Draws the values that training starts from: `generator()`, or `generator("task", 3)` when a task begins."""
     model_name: str = "this model"
 
-    def check_layers(self, option: str, layers: list[int], taken: tuple[int, ...] = (), but: str = ""
+    def check_layers(self, option: str, layers: list[int], others: dict[str, tuple[int, ...]] | None = None
                      ) -> tuple[int, ...]:
-        """The layers in order. Raises InputError for one that the ViT has not, that is named twice or `taken`.
+        """The layers in order. Raises InputError for one that the ViT has not, or that is named twice.
 
         Args:
-            but: what the error says of those that are taken.
+            others: option -> layers that are its own.
         """
+        taken = [layer for own in (others or {}).values() for layer in own]
         if not layers or len({*layers, *taken}) < len(layers) + len(taken) or max(layers) >= self.depth:
+            but = "".join(f" and none of --{name} {' '.join(map(str, own))}" for name, own in (others or {}).items())
             raise InputError(f"--{option} {' '.join(map(str, layers))}: name layers of {self.model_name} from 0 to "
                              f"{self.depth - 1}, each once{but}.")
         return tuple(sorted(layers))

@@ -37,7 +37,7 @@ def layers_apart(host: Host, g_prompt_layers: list[int], prompt_layers: list[int
                  ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Both lists of layers, checked. Raises InputError where one has a layer of the other."""
     general = host.check_layers("g_prompt_layers", g_prompt_layers)
-    taken = f"--g_prompt_layers {' '.join(map(str, general))}"
     if len(general) == host.depth:
-        raise InputError(f"{taken} leaves no layer for --prompt_layers: give fewer.")
-    return general, host.check_layers("prompt_layers", prompt_layers, general, f" and none of {taken}")
+        raise InputError(f"--g_prompt_layers {' '.join(map(str, general))} leaves no layer for --prompt_layers: give "
+                         "fewer.")
+    return general, host.check_layers("prompt_layers", prompt_layers, {"g_prompt_layers": general})

@@ -20,8 +20,8 @@ def make_record(output_dir: Path, remark: str = "", prefix: str = "") -> dict[st
     summary = json.loads((output_dir / f"{prefix}summary.json").read_text())
     summary["config"] = without_folders(summary["config"])
     with open(output_dir / f"{prefix}accuracy_matrix.csv") as file:
-        rows = list(csv.reader(file))[1:]
-    matrix = [[float(cell) if cell else None for cell in row[1:]] for row in rows]
+        tasks = list(csv.reader(file))[1:]
+    matrix = [[float(cell) if cell else None for cell in task[1:]] for task in tasks]
     log = output_dir / f"{prefix}log.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     chosen = [[sum(counts) for counts in zip(*row["prompts"], strict=True)] for row in rows if "prompts" in row]
