@@ -5,10 +5,11 @@ marked `gpu` do (`pytest -m gpu`).
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fixtures import TINY, run_program, write_npz
+from fixtures import TINY, write_npz
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the programs that tests start
 
@@ -25,6 +26,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         assert torch.cuda.is_available(), "torch finds no CUDA GPU here"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def pictures_of_runs(request) -> Iterator[None]:
+    """Where no test of a module looks at a run's pictures, none is drawn: they take longer than the smallest runs."""
+    if request.node.get_closest_marker("pictures"):
+        yield
+        return
+    from outputs import Reporter  # late, as below
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Reporter, "_plot", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def short_run(tmp_path_factory) -> list[object]:
     """A run of three tasks, with 36 images and nine steps in each of two epochs."""
@@ -35,9 +49,11 @@ def short_run(tmp_path_factory) -> list[object]:
 
 @pytest.fixture(scope="module")
 def undisturbed(short_run, tmp_path_factory) -> Path:
+    from lab import call  # late, as below
+
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = run_program(*short_run, "--output_dir", folder)
-    assert done.returncode == 0, done.stderr
+    code, _, err = call(*short_run, "--output_dir", folder)
+    assert code == 0, err
     return folder
 
 

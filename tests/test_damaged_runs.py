@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from fixtures import ROOT, run_program, write_npz
 from killing import Run, assert_same_results, log, numbers
+from lab import call
 
 from utils import load_checkpoint
 
@@ -42,10 +43,9 @@ def test_a_damaged_last_checkpoint_is_noticed_and_the_one_before_it_used(damage,
     else:
         content[len(content) // 2] ^= 0xFF
         last.write_bytes({"torn": content[:len(content) // 2], "flipped": content, "empty": b""}[damage])
-    again = Run(stopped, *short_run, "--resume")
-    assert again.end() == 0, again.text()
-    assert "main.py: warning:" in again.text()
-    assert "previous.pth, which was saved before it" in again.text()
+    code, out, err = call(*short_run, "--output_dir", stopped, "--resume")
+    assert code == 0, err
+    assert re.search(r"main\.py: warning: .*previous\.pth, which was saved before it", out + err)
     assert_same_results(undisturbed, stopped)
 
 
@@ -66,9 +66,9 @@ def test_both_checkpoints_damaged(stopped, short_run):
     for name in ("last", "previous"):
         (stopped / "checkpoint" / f"{name}.pth").write_bytes(b"")
     before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
-    done = run_program(*short_run, "--output_dir", stopped, "--resume")
-    assert done.returncode == 2
-    assert re.search(r"last\.pth and .*previous\.pth are both damaged or missing", done.stderr)
+    code, _, err = call(*short_run, "--output_dir", stopped, "--resume")
+    assert code == 2
+    assert re.search(r"last\.pth and .*previous\.pth are both damaged or missing", err)
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
 
 
@@ -80,36 +80,22 @@ def test_a_log_that_is_gone_stops_no_run(damage, stopped, short_run, undisturbed
     path.unlink()
     if damage == "cut short":
         path.write_text(lines[:len(lines) // 2])
-    done = run_program(*short_run, "--output_dir", stopped, "--resume")
-    assert done.returncode == 0, done.stderr
-    assert "log.jsonl is gone or shorter than it was" in done.stdout
+    code, out, err = call(*short_run, "--output_dir", stopped, "--resume")
+    assert code == 0, err
+    assert "log.jsonl is gone or shorter than it was" in out
     kept = log(stopped)
     assert kept == log(undisturbed)[-len(kept):] or damage == "cut short"
     assert all(row in log(undisturbed) for row in kept)
     assert numbers(stopped) == numbers(undisturbed)
 
 
-@pytest.mark.long
-def test_what_is_drawn_at_the_end_survives_a_kill_before_it(undisturbed, short_run, tmp_path):
-    """Killed behind its last checkpoint, a run has no summary and no plots; the next start writes all of them."""
-    folder = shutil.copytree(undisturbed, tmp_path / "run")
-    (folder / "summary.json").unlink()
-    shutil.rmtree(folder / "plots")
-    done = run_program(*short_run, "--output_dir", folder, "--resume")
-    assert done.returncode == 0, done.stderr
-    assert numbers(folder) == numbers(undisturbed)
-    assert {path.name for path in (folder / "plots").iterdir()} == {
-        path.name for path in (undisturbed / "plots").iterdir()}
-    assert "prompts_per_task.png" in {path.name for path in (folder / "plots").iterdir()}
-
-
 @pytest.mark.parametrize("mode", ["--resume", "--eval", "--overwrite", "--no-resume"])
 def test_a_run_without_its_config(mode, stopped, short_run):
     (stopped / "config.json").unlink()
-    done = run_program(*short_run, "--output_dir", stopped, mode)
-    assert done.returncode == 2
-    assert "holds files of a run but no" in done.stderr
-    assert "put it back, remove them by hand, or name another folder" in done.stderr
+    code, _, err = call(*short_run, "--output_dir", stopped, mode)
+    assert code == 2
+    assert "holds files of a run but no" in err
+    assert "put it back, remove them by hand, or name another folder" in err
 
 
 @pytest.mark.long
@@ -125,8 +111,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_good(stopped, short_run, undistu
     assert "what was saved before is still good" in limited.stderr
     assert "Traceback" not in limited.stderr
     assert last.read_bytes() == before
-    again = Run(stopped, *short_run, "--resume")
-    assert again.end() == 0, again.text()
+    code, _, err = call(*short_run, "--output_dir", stopped, "--resume")
+    assert code == 0, err
     assert_same_results(undisturbed, stopped)
 
 
@@ -148,24 +134,23 @@ def test_other_images_under_the_same_name_are_refused(stopped, short_run, tmp_pa
     swapped = np.tile([1, 0, 2, 3, 4, 5], 18)
     other = write_npz(tmp_path / "data.npz", classes=6, train_per_class=18, y_train=swapped)
     changed = [other if word == short_run[2] else word for word in short_run]
-    done = run_program(*changed, "--output_dir", stopped, "--resume")
-    assert done.returncode == 2
-    assert "--resume: the images are not those that the run began with" in done.stderr
+    code, _, err = call(*changed, "--output_dir", stopped, "--resume")
+    assert code == 2
+    assert "--resume: the images are not those that the run began with" in err
 
 
 @pytest.mark.parametrize(("change", "named"), [
     (["--lr", 0.5], "--lr 0.5"), (["--batch-size", 6], "--batch_size 6"), (["--precision", "bf16"], "--precision bf16"),
     (["--compile"], "--compile True"), (["--seed", 1, "--epochs", 3], "--epochs 3")])
 def test_options_that_change_the_run_are_refused(change, named, stopped, short_run):
-    done = run_program(*short_run, *change, "--output_dir", stopped, "--resume")
-    assert done.returncode == 2
-    assert named in done.stderr
+    code, _, err = call(*short_run, *change, "--output_dir", stopped, "--resume")
+    assert code == 2
+    assert named in err
 
 
 def test_the_summary_names_no_interruption(stopped, short_run, undisturbed):
     """What a reader of the results sees is the same run."""
-    again = Run(stopped, *short_run, "--resume")
-    assert again.end() == 0
+    assert call(*short_run, "--output_dir", stopped, "--resume")[0] == 0
     one, other = (json.loads((folder / "summary.json").read_text())["config"] for folder in (undisturbed, stopped))
     assert {k: v for k, v in one.items() if k not in ("command", "options")} == {
         k: v for k, v in other.items() if k not in ("command", "options")}

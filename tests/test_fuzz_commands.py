@@ -21,6 +21,8 @@ from configs.base import OPTIONS
 from configs.command import parse
 from errors import InputError
 
+pytestmark = pytest.mark.pictures
+
 DAY = os.environ.get("FUZZ_DAY", str(datetime.date.today()))
 
 

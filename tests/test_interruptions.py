@@ -4,6 +4,7 @@ import fcntl
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,12 @@ from pathlib import Path
 import pytest
 from fixtures import ROOT, run_program
 from killing import PLACES, Run, alive, assert_same_results, kill_at, log, numbers
+from lab import call
 from published import class_folders, write_files
 
 from utils import load_checkpoint
+
+pytestmark = pytest.mark.pictures
 
 
 # ---- signals ----
@@ -97,6 +101,20 @@ def test_decoding_processes_leave_signals_to_the_trainer_and_end_with_it(number,
     while any(map(alive, children)):
         assert time.monotonic() < until, "they outlive the trainer"
         time.sleep(0.02)
+
+
+@pytest.mark.long
+def test_what_is_drawn_at_the_end_survives_a_kill_before_it(undisturbed, short_run, tmp_path):
+    """Killed behind its last checkpoint, a run has no summary and no plots; the next start writes all of them."""
+    folder = shutil.copytree(undisturbed, tmp_path / "run")
+    (folder / "summary.json").unlink()
+    shutil.rmtree(folder / "plots")
+    code, _, err = call(*short_run, "--output_dir", folder, "--resume")
+    assert code == 0, err
+    assert numbers(folder) == numbers(undisturbed)
+    assert {path.name for path in (folder / "plots").iterdir()} == {
+        path.name for path in (undisturbed / "plots").iterdir()}
+    assert "prompts_per_task.png" in {path.name for path in (folder / "plots").iterdir()}
 
 
 TASKS_STOP = "task 1/3 epoch 2/2 step 5/9", "task 2/3 epoch 1/2 step 8/9"

@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from tensorboard_file import TensorBoardFile
 from utils import load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.pictures
+
 WORDS = (*BASE, "--class_order", "{order}")
 
 

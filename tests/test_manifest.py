@@ -15,6 +15,8 @@ from continual_datasets import GaussianSchedule, build_scenario, manifest_bytes
 from continual_datasets.readers import CATALOGUE
 from continual_datasets.scenario import Sessions
 
+pytestmark = pytest.mark.pictures
+
 COMMON = {"download": False, "shuffle": False, "seed": 0, "subsample": None, "subsample_test": None}
 
 

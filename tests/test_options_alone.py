@@ -23,6 +23,8 @@ from continual_datasets.npz import read_npz
 from records import opening_lines
 from utils import Processes
 
+pytestmark = pytest.mark.pictures
+
 
 def test_device(lab):
     cpu = lab.measure(BASE)

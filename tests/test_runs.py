@@ -17,6 +17,8 @@ from configs import NOT_EXPERIMENTS
 from models import build_model
 from utils import load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.pictures
+
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 # Enough for the small files below to be learned.
 LEARNS = ("--lr", "0.1", "--epochs", 3, "--scale", 0.7, 1, "--initializer", "zero",

@@ -18,6 +18,8 @@ from errors import InputError
 from models.prompted_vit import PromptedViT
 from prompt import PromptPool
 
+pytestmark = pytest.mark.pictures
+
 PAPER = GaussianSchedule()
 
 
