@@ -188,8 +188,7 @@ def test_a_finished_run_stays_as_it_is(short_run, undisturbed):
 
 
 # ---- SIGKILL ----
-@pytest.mark.long
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", [PLACES[0], *(pytest.param(place, marks=pytest.mark.long) for place in PLACES[1:])])
 def test_a_killed_run_goes_on(place, short_run, undisturbed, tmp_path):
     """Once in training, once in evaluation, once while a checkpoint is written; `make test-long` does it more often."""
     draw, found = random.Random(7), []

@@ -156,9 +156,9 @@ STEP_HERE = SLURM_STEP | {"SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_TA
 MPICH_HERE = {"PMI_SIZE": "2", "MPI_LOCALNRANKS": "2"}
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(("common", "rank_variables"), [
-    (STEP_HERE, ("SLURM_PROCID", "SLURM_LOCALID")), (MPICH_HERE, ("PMI_RANK", "MPI_LOCALRANKID")),
+    (STEP_HERE, ("SLURM_PROCID", "SLURM_LOCALID")),
+    pytest.param(MPICH_HERE, ("PMI_RANK", "MPI_LOCALRANKID"), marks=pytest.mark.long),
 ], ids=["a Slurm step", "mpirun"])
 def test_processes_of_a_launcher_meet_and_train(common, rank_variables, data, tmp_path):
     """Two processes with the environment of a step or an mpirun, on one machine: as these would start them."""
