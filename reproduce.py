@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.command import build_parser, parse, split_off
-from configs.reproducing import PROGRAM, REPRODUCING_GROUPS
+from configs.reproducing import DEFAULT_PLACE, PROGRAM, REPRODUCING_GROUPS
 from errors import InputError
 from paths import outside_path
 from reproducing.published import PUBLISHED
@@ -66,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # of `reproduce.py ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a folder that nobody may write to
+        print(f"{PROGRAM}: error: {error}; runs keep what they have saved, and the same command goes on there.",
+              file=sys.stderr)
+        return 1
 
 
 def print_help() -> None:
@@ -97,7 +101,8 @@ def read(argv: Sequence[str]) -> Plan:
     for option, instead in NOT_FOR_ALL.items():
         if option in given:
             raise InputError(f"--{option} is not for all runs of a table: use {instead}.")
-    folder = outside_path("--output_dir", options["output_dir"].replace("TABLE", name))
+    place = options["output_dir"]
+    folder = outside_path("--output_dir", place.replace("TABLE", name) if place == DEFAULT_PLACE else place)
     runs = planned(TABLES[name], folder, methods=options["methods"], seeds=options["seeds"],
                    class_orders=options["class_orders"], more=more)
     return Plan(name, options, folder, runs)

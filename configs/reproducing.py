@@ -3,6 +3,7 @@
 from configs.option import Option, boolean, integer, or_none, path, word
 
 PROGRAM = "reproduce.py"
+DEFAULT_PLACE = "./output/reproduce/TABLE"
 
 _o = Option
 REPRODUCING_GROUPS: dict[str, list[Option]] = {
@@ -13,7 +14,7 @@ REPRODUCING_GROUPS: dict[str, list[Option]] = {
            nargs="+"),
     ],
     "how they run": [
-        _o("output_dir", path, "./output/reproduce/TABLE", "folder in which every run has one of its own"),
+        _o("output_dir", path, DEFAULT_PLACE, "folder in which every run has one of its own"),
         _o("dry_run", boolean, False, "print the commands and estimate their time and memory by a speed test of each; "
            "run nothing"),
         _o("jobs", or_none(integer(1, 1000)), None,

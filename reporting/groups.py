@@ -27,7 +27,7 @@ FILES_OF_ONES_OWN = ("Split-Folder", "Split-NPZ")  # their names do not say whic
 # What says how a run was made or measured, and not what it computes; or what the conditions of a table tell.
 NOT_OF_A_METHOD = {name for name, option in OPTIONS.items() if option.run_only} | {
     "seed", "device", "data_path", "init_checkpoint", "eval_per_image", "precision", "shuffle", "class_order",
-    "task_inc"}
+    "task_inc", "num_tasks", "classes_per_task"}
 
 METRICS = {  # name in summary.json -> (what a table calls it, whether more is better)
     "acc@1": ("Acc@1", True), "forgetting": ("forgetting", False), "backward": ("backward transfer", True),
@@ -185,8 +185,7 @@ def data_of(run: Run, over_orders: bool, classes: int | None = None) -> str:
     images = _images(run)
     if not over_orders and images:
         return f"{', '.join(words)} ({images[:12]})"
-    words += [f"{name} {options[name]}" for name in ("subsample", "subsample_test", "classes_per_task")
-              if options.get(name)]
+    words += [f"{name} {options[name]}" for name in ("subsample", "subsample_test") if options.get(name)]
     if options.get("schedule") == "gaussian":
         words += [f"{name} {value}" for name, value in sorted(options.items()) if name.startswith("gaussian_")]
     if options.get("dataset") in FILES_OF_ONES_OWN:

@@ -126,7 +126,7 @@ def _choose_groups(contents: Contents, tables: Sequence[Table]) -> dict[int, int
             without[table.number] += 1
             continue
         pictures, wrong = pictures_of_group(f"table{table.number}_method{place}", group)
-        contents.left_out += wrong
+        contents.left_out += [f"a picture: {line}" for line in wrong if f"a picture: {line}" not in contents.left_out]
         if pictures:
             drawn += 1
             contents.of_groups[table.number].append((group, pictures))

@@ -191,17 +191,23 @@ def _below(place: str) -> Iterator[Path]:
 
 
 # ---- reading ----
+def read_run(folder: Path) -> Run:
+    """The run in a folder, without an evaluation of it. Raises DamagedFileError as `read_folder`."""
+    if not (folder / "summary.json").exists():
+        raise DamagedFileError(f"{folder} is unfinished: it has no summary.json{_how_far(folder)}.")
+    summary = _json(folder / "summary.json")
+    run = _checked(str(folder), summary, summary.get("config"), *_matrix(folder / "accuracy_matrix.csv"))
+    run.folder = folder
+    return run
+
+
 def read_folder(folder: Path) -> list[Run]:
     """The run in a folder, and its evaluation by --eval where that measured something else.
 
     Raises:
         DamagedFileError: the run is unfinished, or a file of it does not hold what a run writes.
     """
-    if not (folder / "summary.json").exists():
-        raise DamagedFileError(f"{folder} is unfinished: it has no summary.json{_how_far(folder)}.")
-    summary = _json(folder / "summary.json")
-    run = _checked(str(folder), summary, summary.get("config"), *_matrix(folder / "accuracy_matrix.csv"))
-    run.folder = folder
+    run = read_run(folder)
     if not (folder / "eval_summary.json").exists():
         return [run]
     again = _json(folder / "eval_summary.json")

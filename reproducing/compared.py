@@ -15,7 +15,7 @@ from configs.base import OPTIONS
 from configs.command import parse
 from errors import InputError
 from reproducing.published import IN1K, IN21K, NOT_TOLD, SOURCES, Published
-from reproducing.runs import Run
+from reproducing.runs import COSTS, Run
 
 HEADER = ("method", "Acc@1", "per image", "forgetting", "just learned", "trained values", "kept", "checkpoint",
           "seconds")
@@ -41,7 +41,9 @@ def measured(folder: Path) -> dict[str, Any]:
     """The summary of a run, and what lies in its folder. Raises InputError where that is no finished run."""
     try:
         summary = json.loads((folder / "summary.json").read_text())
-        summary["acc@1"], summary["config"]["options"]
+        if not all(isinstance(summary[name], int | float) for name in ("acc@1", *COSTS)):
+            raise ValueError
+        summary["config"]["options"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{folder} holds no finished run with a whole summary.json: name the folder of one run, or "
                          "finish it with --resume.") from None
@@ -115,11 +117,14 @@ def reported_table(published: Sequence[Published], finished: Mapping[str, Sequen
         if entry.forgetting is not None and None not in forgetting:
             gaps.append((statistics.mean(forgetting) - entry.forgetting, entry.forgetting_std))
         same = all(abs(round(gap, 2)) <= (WITHOUT_SPREAD if std is None else std) for gap, std in gaps)
+        if runs[0]["config"]["options"]["init_checkpoint"]:  # a file may hold any weights
+            same, conditions = False, f"{conditions}; reported with {entry.weights} weights"
         rows.append((entry.method, ours, reported, " / ".join(f"{gap:+.2f}" for gap, _ in gaps), "✓" if same else "",
                      conditions, source))
     notes = [f"[{number}] {name}: {SOURCES[name]}" for number, name in enumerate(sources, start=1)]
-    return "\n".join([aligned(rows), "", f"Acc@1 / forgetting after the last task, percent. ✓: within the spread that "
-                      f"was reported, or {WITHOUT_SPREAD:g} point where none was.", *notes])
+    return "\n".join([aligned(rows), "", "Acc@1 / forgetting after the last task, percent. ✓: within the spread that "
+                      f"was reported, or {WITHOUT_SPREAD:g} point where none was; never for weights from a file.",
+                      *notes])
 
 
 def _with_spread(value: float, deviation: float | None) -> str:

@@ -11,11 +11,16 @@ from typing import Any
 from configs.base import OPTIONS
 from configs.checks import check
 from configs.command import parse
-from errors import InputError
+from errors import DamagedFileError, InputError
+from reporting.runs import read_run
 from reproducing.tables import Table
 from resuming import free_to_change
 
 NATURAL = "natural"
+COMPARED = ("data_path", "init_checkpoint", "class_order")
+"""Options that may name the same thing in another way: main.py compares what they name with what a run began with."""
+COSTS = ("train_seconds", "eval_seconds", "trainable_parameters", "replay_bytes")
+"""What a table tells of a run besides its accuracies."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,19 @@ class Run:
     def command(self) -> str:
         return shlex.join(["python", "main.py", *self.words])
 
+    def summary(self) -> dict[str, Any] | None:
+        """What it came to; None where that is missing, damaged or not of its accuracy matrix."""
+        try:
+            found = read_run(self.folder).summary
+        except DamagedFileError:
+            return None
+        return found if all(isinstance(found.get(name), int | float) for name in COSTS) else None
+
     def state(self) -> str:
-        """`finished`, `begun` or `not begun`. A summary that is damaged or gone is written again by a resume.
+        """`finished`, `begun` or `not begun`.
+
+        A run is begun, too, where its summary is damaged or gone, or where its images, weights or order of classes are
+        named in another way than they were: a resume writes the summary again, and looks whether they are the same.
 
         Raises:
             InputError: the folder holds a run of another command line, or is none.
@@ -45,8 +61,8 @@ class Run:
         for path, is_right in ((self.folder, Path.is_dir), (self.log, Path.is_file)):
             if path.exists() and not is_right(path):
                 raise InputError(f"{path} is in the way: move it, or name another --output_dir.")
-        summary = _json(self.folder / "summary.json").get("config")
-        config = summary or _json(self.folder / "config.json")
+        summary = self.summary()
+        config = summary["config"] if summary else _json(self.folder / "config.json")
         if not config:
             return "begun" if (self.folder / "config.json").exists() else "not begun"
         options, saved = parse(self.words).options, config.get("options", {})
@@ -56,7 +72,7 @@ class Run:
         if changed:
             raise InputError(f"{self.folder} holds a run with another --{changed[0]} than {self.method!r} has now: "
                              "remove the folder, or name another --output_dir.")
-        return "finished" if summary else "begun"
+        return "finished" if summary and all(options[name] == saved.get(name) for name in COMPARED) else "begun"
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -103,6 +119,9 @@ def planned(table: Table, folder: Path, *, methods: Sequence[str] = (), seeds: S
 
 def _chosen(lines: Mapping[str, str], methods: Sequence[str]) -> dict[str, str]:
     unknown = [name for name in methods if name not in lines]
+    if unknown and "," in unknown[0]:
+        raise InputError(f"--methods {unknown[0]}: names stand apart by blanks: "
+                         f"{unknown[0].replace(',', ' ').strip()}.")
     if unknown:
         near = difflib.get_close_matches(unknown[0], lines, n=1)
         raise InputError(f"--methods {unknown[0]}: {f'did you mean {near[0]}? ' if near else ''}This table has "

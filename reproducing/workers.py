@@ -55,6 +55,8 @@ class _Working:
     place: Mapping[str, str]
     process: subprocess.Popen
     began: float
+    said_before: int
+    """Bytes in its log before it began."""
 
 
 def run_all(runs: Sequence[Run], at: Sequence[Mapping[str, str]], say: Callable[[str], None]) -> int:
@@ -82,7 +84,8 @@ def run_all(runs: Sequence[Run], at: Sequence[Mapping[str, str]], say: Callable[
         while working or (waiting and not stopped):
             while waiting and free and not stopped:
                 run, place = waiting.pop(0), free.pop(0)
-                working.append(_Working(run, place, _start(run, place), time.monotonic()))
+                said = run.log.stat().st_size if run.log.exists() else 0
+                working.append(_Working(run, place, _start(run, place), time.monotonic(), said))
             for each in [each for each in working if each.process.poll() is not None]:
                 working.remove(each)
                 free.append(each.place)
@@ -92,7 +95,7 @@ def run_all(runs: Sequence[Run], at: Sequence[Mapping[str, str]], say: Callable[
                 if code and stopped:
                     say(f"{each.run.folder.name}: stopped")
                     continue
-                why = _last_line(each.run.log)
+                why = _why(each)
                 say(f"{done + failed}/{len(runs)}  {each.run.folder.name}: {duration(seconds)}"
                     + (f", ended with exit code {code}: {why} (see {each.run.log})" if code else ""))
                 if code == BAD_INPUT:
@@ -108,9 +111,13 @@ def run_all(runs: Sequence[Run], at: Sequence[Mapping[str, str]], say: Callable[
     return 128 + stopped if stopped else int(failed > 0)
 
 
-def _last_line(log: Path) -> str:
-    """What a run said last."""
-    return (log.read_text(errors="replace").splitlines() or [""])[-1][:500]
+def _why(ended: _Working) -> str:
+    """The error that a run ended with, or what it said last. Another program may write to the same log."""
+    with open(ended.run.log, "rb") as log:
+        log.seek(ended.said_before)
+        lines = log.read().decode(errors="replace").splitlines() or [""]
+    errors = [line for line in lines if line.startswith("main.py: error:")]
+    return (errors or lines)[-1][:500]
 
 
 def _start(run: Run, place: Mapping[str, str]) -> subprocess.Popen:

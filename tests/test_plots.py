@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from PIL import Image
 
-from plots import plot_accuracy_matrix, plot_over_tasks, plot_prompt_selection
+from plots import plot_accuracy_matrix, plot_against_size, plot_over_tasks, plot_prompt_selection
 
 nan = float("nan")
 
@@ -221,3 +223,14 @@ def test_matplotlib_loads_only_when_something_is_drawn_and_never_pyplot(tmp_path
     root = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "matrix.png")], check=True, cwd=root)
     check_picture(tmp_path / "matrix.png")
+
+
+def test_labels_of_points_keep_apart(tmp_path):
+    groups = {"a": [("one", 0, 90.0, 1.0), ("two", 0, 90.1, 0.0), ("three", 0, 89.9, 0.0)],
+              "b": [("four", 10_000, 20.0, 0.5), ("five", 10_500, 20.2, 0.0)], "c": [("six", 800_000, 99.0, 0.0)]}
+    figure = plot_against_size(groups, tmp_path / "compare.png")
+    check_picture(tmp_path / "compare.png")
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [Text.get_window_extent(text, renderer) for text in figure.axes[0].texts]
+    assert len(boxes) == 6
+    assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])

@@ -101,6 +101,16 @@ def test_a_record_without_names_of_classes_is_of_the_same_images(tmp_path, capsy
     assert "6 classes" in lines[0]["data"]
 
 
+@pytest.mark.parametrize("words", [(), ("--over_orders",)])
+def test_the_number_of_tasks_is_of_the_data_however_it_was_typed(words, tmp_path, capsys):
+    """`--num_tasks 3`, `--classes_per_task 2` and nothing at all can be the same three tasks of six classes."""
+    for seed, options in enumerate(({"num_tasks": 3}, {"num_tasks": None, "classes_per_task": 2}, {"num_tasks": None})):
+        write_run(tmp_path / str(seed), seed, **options)
+    write_run(tmp_path / "two", 4, tasks=2, data="e" * 64, num_tasks=2)
+    lines = table(tmp_path, *words, capsys=capsys)
+    assert {(line["seeds"], "3 test sets" in line["data"]) for line in lines} == {("0 1 2", True), ("4", False)}
+
+
 def test_a_reason_names_the_options_in_which_the_data_differ(tmp_path, capsys):
     write_run(tmp_path / "a", 1)
     write_run(tmp_path / "b", 2, data="e" * 64, num_tasks=2, subsample=7)

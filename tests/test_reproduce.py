@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -15,8 +16,7 @@ from pathlib import Path
 
 import pytest
 from fixtures import ROOT
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
+from safetensors.torch import load_file, save_file
 from test_plots import check_picture
 
 import reproduce
@@ -24,13 +24,12 @@ from configs import experiment_names, load_experiment
 from configs.command import parse
 from configs.demo_l2p import GLYPHS
 from errors import InputError
-from plots import plot_against_size
 from reproducing import compared
 from reproducing.compared import HEADER, reported_table
-from reproducing.published import IN1K, NOT_TOLD, PUBLISHED, SOURCES, Published
+from reproducing.published import IN1K, PUBLISHED, SOURCES, Published
 from reproducing.runs import Run, planned
 from reproducing.tables import TABLES
-from reproducing.workers import places
+from reproducing.workers import places, run_all
 
 TINY = ["--subsample", "2", "--subsample_test", "1", "--num_tasks", "2", "--batch_size", "4", "--device", "cpu"]
 
@@ -113,6 +112,7 @@ def test_every_experiment_of_a_table_exists():
     (["photos"], "unknown table 'photos': there are cifar100,"),
     (["demo", "demo_l2p"], "unexpected word 'demo_l2p': options stand behind the table;"),
     (["demo", "--methods", "l3p"], "--methods l3p: did you mean l2p? This table has l2p, l2p_deep,"),
+    (["demo", "--methods", "l2p,linear"], "--methods l2p,linear: names stand apart by blanks: l2p linear."),
     (["demo", "--methods"], "--methods: expected at least one argument"),
     (["demo", "--seeds", "1", "1"], "--seeds 1 1: each seed is one run, so name it once."),
     (["demo", "--seed", "3"], "--seed is not for all runs of a table: use --seeds."),
@@ -272,13 +272,66 @@ def test_a_summary_that_is_lost_or_damaged_is_no_lost_run(reproduced, tmp_path):
     run, = planned(TABLES["demo"], tmp_path / "table", methods=["ridge"], seeds=[1], more=TINY)
     other = replace(run, words=(*run.words, "--lr", "1"))
     assert run.state() == "finished"
-    moved = ("--device", "cuda", "--data_path", "elsewhere", "--init_checkpoint", "/elsewhere/glyph_vit.safetensors")
-    assert replace(run, words=(*run.words, *moved)).state() == "finished", "as --resume allows it"
-    for damage in (lambda path: path.write_text('{"acc@1": 5'), Path.unlink):
-        damage(tmp_path / "table" / "ridge_seed1" / "summary.json")
+    assert replace(run, words=(*run.words, "--device", "cuda")).state() == "finished", "as --resume allows it"
+    path = tmp_path / "table" / "ridge_seed1" / "summary.json"
+    whole = json.loads(path.read_text())
+    for damage in (lambda: path.write_text(json.dumps(whole | {"acc@1": whole["acc@1"] + 9})),
+                   lambda: path.write_text(json.dumps(whole | {"acc@1": "x"})),
+                   lambda: path.write_text(json.dumps({k: v for k, v in whole.items() if k != "replay_bytes"})),
+                   lambda: path.write_text('{"acc@1": 5'), path.unlink):
+        damage()
         assert run.state() == "begun"
         with pytest.raises(InputError, match="holds a run with another --lr than 'ridge' has now"):
             other.state()
+
+
+def test_other_weights_under_another_name_are_another_run(reproduced, tmp_path):
+    """Where a finished run names its weights in another way, --resume looks at them: the same ones may have moved."""
+    folder = shutil.copytree(reproduced[0], tmp_path / "table")
+    weights = load_file(ROOT / "demo" / "glyph_vit.safetensors")
+    save_file(weights, tmp_path / "same.safetensors")
+    save_file({name: tensor * 1.5 for name, tensor in weights.items()}, tmp_path / "other.safetensors")
+    words = ["demo", "--methods", "ridge", "--seeds", 1, "--output_dir", folder, *TINY, "--init_checkpoint"]
+    code, out, err = call(*words, tmp_path / "other.safetensors")
+    assert code == 1
+    assert re.search(r"ridge_seed1: .*, ended with exit code 2: main.py: error: .*weights", out), out
+    assert rows(out) == []
+    code, out, err = call(*words, tmp_path / "same.safetensors")
+    assert code == 0, out + err
+    assert rows(out)[2][:6] == rows(reproduced[1])[3][:6]
+    code, out, err = call(*words, tmp_path / "same.safetensors")
+    assert (code, "to do" in out) == (0, False)
+
+
+def test_a_place_that_nobody_may_write_to():
+    code, _, err = call("demo", "--methods", "ridge", "--seeds", 1, "--output_dir", "/proc/x", *TINY)
+    assert code == 1
+    assert re.fullmatch(r"reproduce.py: error: .*/proc/x.*; runs keep what they have saved, and .*\n", err)
+
+
+def test_what_is_said_of_a_run_is_what_it_said(tmp_path):
+    """Also where its log has an earlier start's lines, and another run of the same folder goes on writing to it."""
+    run = Run("x", tmp_path / "x", ("--epohcs", "3"))
+    run.log.write_text("main.py: error: of an earlier start\n")
+    ended = threading.Event()
+
+    def write() -> None:
+        while not ended.wait(0.005):
+            with open(run.log, "a") as log:
+                log.write("task 1/2 epoch 1/1 step 1/1\n")
+
+    other = threading.Thread(target=write)
+    other.start()
+    said: list[str] = []
+    assert run_all([run], [{}], said.append) == 1
+    ended.set()
+    other.join()
+    assert "exit code 2: main.py: error: unknown option --epohcs: did you mean --epochs?" in said[0]
+
+
+def test_table_stands_for_the_tables_name_in_the_default_place_alone(tmp_path):
+    assert reproduce.read(["demo", "--output_dir", str(tmp_path / "MYTABLES")]).folder.name == "MYTABLES"
+    assert reproduce.read(["demo"]).folder.name == "demo"
 
 
 @pytest.mark.parametrize("place", ["nowhere", "."])
@@ -320,41 +373,3 @@ def test_what_was_reported_stands_beside_what_came_out(reproduced):
     assert "reported with vit_base_patch16_224" in l2p[5]
     assert coda[1:3] == ["not run", "70.00 ± 0.50"]
     assert "[1] L2P paper: Wang et al." in text
-
-
-@pytest.mark.parametrize(("entry", "changes", "difference", "mark", "why"), [
-    (Published("x", "L2P paper", 82.5, 6.9), {}, "+0.50 / -0.90", "✓", ""),
-    (Published("x", "L2P paper", 82.5, 7.1), {}, "+0.50 / -1.10", "", ""),
-    (Published("x", "L2P paper", 81.9), {}, "+1.10", "", ""),
-    (Published("x", "L2P paper", 82.9, None, 0.1), {}, "+0.10", "✓", ""),
-    (Published("x", "L2P paper", 82.8, None, 0.1), {}, "+0.20", "", ""),
-    (Published("x", "L2P paper", 83.0, weights=IN1K), {}, "not compared", "", "reported with ImageNet-1k weights"),
-    (Published("x", "L2P paper", 83.0, weights=NOT_TOLD), {}, "not compared", "", "reported weights are not known"),
-    (Published("x", "L2P paper", 83.0), {"epochs": 3}, "not compared", "", "--epochs differs"),
-    (Published("x", "L2P paper", 83.0), {"subsample": 50}, "not compared", "", "--subsample differs"),
-    (Published("x", "L2P paper", 83.0), {"pretrained": False}, "not compared", "", "with ImageNet-21k weights"),
-    (Published("x", "L2P paper", 83.0), {"init_checkpoint": "a/ViT-B_16.npz"}, "+0.00", "✓", "from ViT-B_16.npz"),
-    (Published("x", "L2P paper", 83.0), {"class_order": "numpy:1993"}, "+0.00", "✓", "order numpy:1993"),
-])
-def test_a_tick_stands_only_where_numbers_compare(entry, changes, difference, mark, why, tmp_path, monkeypatch):
-    """A summary as main.py writes it, with the paper's ViT, Acc@1 83.0 and forgetting 6.0."""
-    options = parse(["cifar100_l2p"]).options | changes
-    summary = {"acc@1": 83.0, "forgetting": 6.0, "replay_bytes": 0, "train_seconds": 1.0, "eval_seconds": 1.0,
-               "protocol": "batch vote over 16, class-incremental",
-               "config": {"options": options, "model": {"name": "vit_base_patch16_224.orig_in21k"}}}
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    text = reported_table([entry], {"x": [Run("x", tmp_path, ())]}, {"x": "cifar100_l2p"})
-    row = rows(text)[2]
-    assert (row[3], row[4]) == (difference, mark)
-    assert why in row[5]
-
-
-def test_labels_of_points_keep_apart(tmp_path):
-    groups = {"a": [("one", 0, 90.0, 1.0), ("two", 0, 90.1, 0.0), ("three", 0, 89.9, 0.0)],
-              "b": [("four", 10_000, 20.0, 0.5), ("five", 10_500, 20.2, 0.0)], "c": [("six", 800_000, 99.0, 0.0)]}
-    figure = plot_against_size(groups, tmp_path / "compare.png")
-    check_picture(tmp_path / "compare.png")
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    boxes = [Text.get_window_extent(text, renderer) for text in figure.axes[0].texts]
-    assert len(boxes) == 6
-    assert not any(a.overlaps(b) for n, a in enumerate(boxes) for b in boxes[:n])
