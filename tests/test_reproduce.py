@@ -236,6 +236,7 @@ def test_a_run_that_fails_does_not_keep_the_others(tmp_path):
     assert "error: not every run is finished; the same command tries again." in err
 
 
+@pytest.mark.long
 def test_what_would_be_said_of_all_is_said_of_two(tmp_path):
     """As of data that are not there."""
     code, out, err = call("demo", "--methods", "ridge", "nearest_class_mean", "linear", "--seeds", 1, 2, "--jobs", 1,
