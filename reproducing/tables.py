@@ -82,6 +82,9 @@ FEW = {
     "ridge": f"cifar100_ranpac {FAST} --random_features 0",
     "ranpac": f"cifar100_ranpac {FAST} --random_features 5000",
     "drift_ranpac": f"cifar100_drift_ranpac {_FEW} 0.04 --random_features 5000",
+    "drift_ranpac_mild_crops": f"cifar100_drift_ranpac {_FEW} 0.04 --random_features 5000 --scale 0.4 1",
+    "oneprompt_deep_then_ranpac_mild_crops": f"cifar100_oneprompt_ranpac {_FEW} 0.08 --random_features 5000 "
+                                             "--scale 0.4 1",
     "drift_ignored": f"cifar100_drift_ranpac {_FEW} 0.04 --random_features 5000 --drift ignore",
     "fine_tuning": f"cifar100_finetune {GENTLY}",
     "joint_linear": f"cifar100_joint_linear {FAST}",
