@@ -3,7 +3,6 @@
 `python -m reproducing.compared FOLDER …` prints the first of these tables for finished runs, a row for each folder.
 """
 
-import json
 import math
 import statistics
 import sys
@@ -13,9 +12,9 @@ from typing import Any
 
 from configs.base import OPTIONS
 from configs.command import parse
-from errors import InputError
+from errors import DamagedFileError, InputError
 from reproducing.published import IN1K, IN21K, NOT_TOLD, SOURCES, Published
-from reproducing.runs import COSTS, Run
+from reproducing.runs import Run, whole_summary
 
 HEADER = ("method", "Acc@1", "per image", "forgetting", "just learned", "trained values", "kept", "checkpoint",
           "seconds")
@@ -40,13 +39,9 @@ def table(rows: Iterable[tuple[str, Sequence[Path]]]) -> str:
 def measured(folder: Path) -> dict[str, Any]:
     """The summary of a run, and what lies in its folder. Raises InputError where that is no finished run."""
     try:
-        summary = json.loads((folder / "summary.json").read_text())
-        if not all(isinstance(summary[name], int | float) for name in ("acc@1", *COSTS)):
-            raise ValueError
-        summary["config"]["options"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"{folder} holds no finished run with a whole summary.json: name the folder of one run, or "
-                         "finish it with --resume.") from None
+        summary = whole_summary(folder)
+    except DamagedFileError as error:
+        raise InputError(f"{error} Name the folder of a finished run, or finish this one with --resume.") from None
     checkpoints = folder / "checkpoint"
     statistics_files = sorted(checkpoints.glob("statistics*.pth"))
     kept = summary["replay_bytes"] + (statistics_files[-1].stat().st_size if statistics_files else 0)

@@ -44,10 +44,9 @@ class Run:
     def summary(self) -> dict[str, Any] | None:
         """What it came to; None where that is missing, damaged or not of its accuracy matrix."""
         try:
-            found = read_run(self.folder).summary
+            return whole_summary(self.folder)
         except DamagedFileError:
             return None
-        return found if all(isinstance(found.get(name), int | float) for name in COSTS) else None
 
     def state(self) -> str:
         """`finished`, `begun` or `not begun`.
@@ -73,6 +72,15 @@ class Run:
             raise InputError(f"{self.folder} holds a run with another --{changed[0]} than {self.method!r} has now: "
                              "remove the folder, or name another --output_dir.")
         return "finished" if summary and all(options[name] == saved.get(name) for name in COMPARED) else "begun"
+
+
+def whole_summary(folder: Path) -> dict[str, Any]:
+    """The summary of the finished run in a folder, with all that a table tells of it. Raises DamagedFileError."""
+    found = read_run(folder).summary
+    for name in COSTS:
+        if not isinstance(found.get(name), int | float):
+            raise DamagedFileError(f"{folder} is damaged: the {name} of its summary is no number.")
+    return found
 
 
 def _json(path: Path) -> dict[str, Any]:

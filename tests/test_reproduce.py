@@ -304,6 +304,24 @@ def test_other_weights_under_another_name_are_another_run(reproduced, tmp_path):
     assert (code, "to do" in out) == (0, False)
 
 
+def test_images_or_an_order_named_in_another_way_are_for_resume_to_look_at(reproduced, tmp_path):
+    """What it then says of other content has tests of its own."""
+    shutil.copytree(reproduced[0], tmp_path / "table")
+    run, = planned(TABLES["demo"], tmp_path / "table", methods=["ridge"], seeds=[1], more=TINY)
+    assert replace(run, words=(*run.words, "--data-path", "elsewhere")).state() == "begun"
+    ordered = replace(run, words=(*run.words, "--class_order", "first.txt"))
+    with pytest.raises(InputError, match="holds a run with another --class_order"):
+        ordered.state()
+    path = run.folder / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["config"]["options"]["class_order"] = "first.txt"
+    path.write_text(json.dumps(summary))
+    assert ordered.state() == "finished"
+    assert replace(run, words=(*run.words, "--class_order", "moved.txt")).state() == "begun"
+    with pytest.raises(InputError, match="holds a run with another --class_order"):
+        replace(run, words=(*run.words, "--class_order", "numpy:1993")).state()
+
+
 def test_a_place_that_nobody_may_write_to():
     code, _, err = call("demo", "--methods", "ridge", "--seeds", 1, "--output_dir", "/proc/x", *TINY)
     assert code == 1
@@ -338,7 +356,7 @@ def test_table_stands_for_the_tables_name_in_the_default_place_alone(tmp_path):
 @pytest.mark.parametrize("place", ["nowhere", "."])
 def test_the_table_of_folders_that_hold_no_run(place, tmp_path, capsys):
     assert compared.main([str(tmp_path / place)]) == 2
-    assert "holds no finished run" in capsys.readouterr().err
+    assert "it has no summary.json. Name the folder of a finished run" in capsys.readouterr().err
 
 
 @pytest.mark.long
