@@ -121,7 +121,7 @@ def position_note(model: PromptedViT, batches: Batches, scenario: Scenario) -> s
 
 
 BLIND = 0.5
-"""A cosine below which little is left: DeiT-Tiny has 0.17 and sees little, the demo's ViT 0.73 and sees as before."""
+"""A cosine below which little is left: DeiT-Tiny has 0.12 and sees little, the demo's ViT 0.73 and sees as before."""
 
 BFLOAT16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86, and of ARM
 CLEARLY = 1.3  # times as fast: less than that may be chance

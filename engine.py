@@ -18,7 +18,7 @@ from evaluation import CAUSES, Evaluation, NonFiniteLossError, RunState
 from interruption import Interrupted
 from progress import OBSERVING, TRAINING, Pass
 from training import Sums, load_training_state, means, train_step, training_state
-from utils import gathered_in_order, random_seed, sum_over_processes
+from utils import gathered_in_order, random_seed, same_everywhere, sum_over_processes
 
 SUMMED = ("loss", "hits", "images")
 
@@ -182,6 +182,7 @@ class Continual(Evaluation):
             self.model.head.move(mean_D - run.mean_before_D.to(mean_D))
             run.mean_before_D = None
         self.model.head.settle(run.task)
+        same_everywhere(self.model.head.state_dict().values())
         seconds = time.perf_counter() - started
         run.train_seconds += seconds
         if not self.trains_on(run.task):

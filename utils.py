@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -90,6 +90,13 @@ def gathered_in_order(part: torch.Tensor, most: int) -> torch.Tensor:
     parts = [torch.empty_like(padded) for _ in range(world_size)]
     dist.all_gather(parts, padded)
     return torch.cat([rows[:int(count)] for rows, count in zip(parts, counts, strict=True)])
+
+
+def same_everywhere(tensors: Iterable[torch.Tensor]) -> None:
+    """Give them the values of process 0, in place: what every process computed alike may differ in its last bits."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 T = TypeVar("T")

@@ -20,7 +20,8 @@ GROUPS: dict[str, list[Option]] = {
     ],
     "speed": [
         _o("precision", str, "auto", "of the ViT: fp32, tf32 and bf16; auto = bf16 on a GPU that has it, else fp32. "
-           "What trains, the head and the loss stay in float32", ("auto", "fp32", "tf32", "bf16")),
+           "What trains, the head and the loss stay in float32; tf32 rounds their products, too",
+           ("auto", "fp32", "tf32", "bf16")),
         _o("compile", boolean, False, "make kernels of the ViT's blocks with torch.compile; takes time at the start"),
         _o("speed_test", boolean, False, "measure speed and memory first: speed.json", run_only=True),
         _o("speed_test_only", boolean, False, "measure speed and memory, and do not train", run_only=True),

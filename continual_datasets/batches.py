@@ -179,7 +179,7 @@ class Batches:
                     draws: list[Tensor] | None) -> Iterator[Tensor]:
         transform = self.eval_transform if draws is None else self.train_transform
         for pieces in self._decoder.batches(images, index_M.split(sizes), draws):
-            yield transform.normalised(torch.cat([p.to(self.device, non_blocking=True) for p in pieces]).float())
+            yield transform.normalised(torch.cat([self._copy(p) for p in pieces]).float())
 
     @cached_property
     def _decoder(self) -> Decoder:
@@ -215,7 +215,9 @@ class Batches:
     def _copy(self, tensor: Tensor) -> Tensor:
         if tensor.device.type == self.device.type:
             return tensor
-        return (tensor.pin_memory() if self.pin_memory else tensor).to(self.device, non_blocking=True)
+        if not self.pin_memory:  # a copy that nobody waits for reads memory that may be used anew
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _ahead(self, prepare: Callable[[int], T], positions: range) -> Iterator[T]:
         # A thread begins on GPU 0, whichever this process works on.

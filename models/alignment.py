@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.heads import LinearHead
+from models.heads import LinearHead, in_float64
 from utils import random_generator
 
 TEMPERATURE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
@@ -114,9 +114,15 @@ class AlignedHead(LinearHead):
         covariances = self.covariances[seen]
         if not self.full:
             return covariances.sqrt()
-        jitter_K = JITTER * covariances.diagonal(dim1=1, dim2=2).mean(1)
-        covariances = covariances + torch.diag_embed(jitter_K[:, None].expand(-1, covariances.shape[1]) + 1e-12)
-        return torch.linalg.cholesky(covariances)
+        return torch.stack([factor(covariance_DD) for covariance_DD in covariances])
+
+
+def factor(covariance_DD: Tensor) -> Tensor:
+    """Its Cholesky factor; in float64, as two images of a class give D variances of which all but one are jitter."""
+    regular_DD = in_float64(covariance_DD)
+    jitter = JITTER * float(regular_DD.diagonal().mean()) + 1e-12
+    regular_DD = regular_DD + jitter * torch.eye(len(regular_DD), dtype=regular_DD.dtype, device=regular_DD.device)
+    return torch.linalg.cholesky(regular_DD).to(covariance_DD)
 
 
 def normalised(logits_SK: Tensor, groups: list[Tensor]) -> Tensor:

@@ -127,3 +127,8 @@ class NearestMeanHead(ClosedFormHead):
         means_KD = F.normalize(self.sums_KD, dim=1).to(features_BD.dtype)
         logits_BK = F.normalize(features_BD, dim=1) @ means_KD.T
         return logits_BK.masked_fill(self.counts_K == 0, -1.0)  # the lowest cosine: a class never seen
+
+
+def in_float64(values: Tensor) -> Tensor:
+    """The same values in float64: on their device, or on the CPU where theirs has none, as Apple's `mps`."""
+    return (values if values.device.type in ("cpu", "cuda") else values.cpu()).double()

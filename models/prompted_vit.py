@@ -200,7 +200,7 @@ class PromptedViT(nn.Module):
 
     @torch.no_grad()
     def features(self, images_BCHW: Tensor) -> Tensor:
-        """What the head reads [B, D], for a head that observes; each image chooses its prompts alone, as in a test."""
+        """What the head reads [B, D], for a head that observes; each image chooses its prompts alone."""
         return self.read(images_BCHW, per_image=True).features_BD
 
     def read(self, images_BCHW: Tensor, *, task: int | None = None, query_BD: Tensor | None = None,

@@ -7,11 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.heads import ClosedFormHead, LinearHead
+from models.heads import ClosedFormHead, LinearHead, in_float64
 from utils import random_generator
 
 RIDGES = tuple(10.0**power for power in range(-8, 9))
 VALIDATION_SHARE = 5  # one image in so many chooses lambda
+LEAST = 1e-12
+"""λ is at least this part of the trace of G. float64 keeps G to about 1e-16 of its trace: a smaller λ would leave the
+directions that no image has to rounding, and give them large weights made of noise."""
+UNSEEN = 100.0  # exp(-100) is nothing beside other classes, and the loss of such a class's image stays a number
 CHUNK = 4096  # images whose random features are in memory at once
 
 
@@ -20,7 +24,8 @@ class RidgeHead(ClosedFormHead):
 
     W ~ N(0, 1) is drawn once. G = Σ hᵀh and C = Σ hᵀy grow over all tasks, so the order of tasks changes neither as
     long as features stay. λ is chosen anew at every task, from 10⁻⁸ … 10⁸, by the mean squared error on the last fifth
-    of its images (which come in shuffled order) of what the others give. Classes not seen yet have the logit -inf.
+    of its images (which come in shuffled order) of what the others give, and is never below `LEAST` of G's trace.
+    Classes not seen yet are `UNSEEN` below the lowest logit of the others.
 
     Features may move while later tasks train. h is not linear in f, so G and C cannot follow; instead what all features
     have moved by since the first task is taken from each before W.
@@ -62,7 +67,8 @@ class RidgeHead(ClosedFormHead):
 
     def logits(self, features_BD: Tensor) -> Tensor:
         logits_BK = self.expand(features_BD) @ self.weights_MK
-        return logits_BK.masked_fill(~self.seen_K, float("-inf"))
+        lowest_B1 = logits_BK.masked_fill(~self.seen_K, float("inf")).amin(1, keepdim=True)
+        return torch.where(self.seen_K, logits_BK, lowest_B1 - UNSEEN)
 
     def observe(self, features_BD: Tensor, labels_B: Tensor) -> None:
         self._observed.append((features_BD, labels_B))
@@ -81,10 +87,11 @@ class RidgeHead(ClosedFormHead):
             hidden_NM = in_float64(self.expand(features_ND[start:start + CHUNK]))
             statistics["gram_MM"].addmm_(hidden_NM.T, hidden_NM)
             statistics["class_sums_MK"].addmm_(hidden_NM.T, targets_NK[start:start + CHUNK])
-        self.ridge.fill_(self._best_ridge(features_ND, targets_NK))
-        self.seen_K |= one_hot_NK.any(0)
-        found_MK = solve(statistics["gram_MM"], float(self.ridge), statistics["class_sums_MK"])
+        best = self._best_ridge(features_ND, targets_NK)
+        found_MK, ridge = solve(statistics["gram_MM"], best, statistics["class_sums_MK"])
         self.weights_MK.copy_(found_MK.float())
+        self.ridge.fill_(ridge)
+        self.seen_K |= one_hot_NK.any(0)
 
     def statistics(self) -> dict[str, Tensor]:
         if self.gram_MM is None:
@@ -103,19 +110,17 @@ class RidgeHead(ClosedFormHead):
         return RIDGES[int(torch.stack(errors).argmin())]
 
 
-def in_float64(values: Tensor) -> Tensor:
-    """The same values in float64: on their device, or on the CPU where theirs has none, as Apple's `mps`."""
-    return (values if values.device.type in ("cpu", "cuda") else values.cpu()).double()
-
-
-def solve(gram_MM: Tensor, ridge: float, class_sums_MK: Tensor) -> Tensor:
-    """(G + λI)⁻¹ C."""
-    regular_MM = gram_MM.clone()
-    regular_MM.diagonal().add_(ridge)
-    factor_MM, failed = torch.linalg.cholesky_ex(regular_MM)
-    if failed:  # rounding has left G with a negative eigenvalue, and lambda is too small to outweigh it
-        return torch.linalg.lstsq(regular_MM, class_sums_MK, driver="gels").solution
-    return torch.cholesky_solve(class_sums_MK, factor_MM)
+def solve(gram_MM: Tensor, ridge: float, class_sums_MK: Tensor) -> tuple[Tensor, float]:
+    """(G + λI)⁻¹ C, and the λ that it took: the one asked for, or the least that float64 can tell from rounding."""
+    trace = float(gram_MM.trace())
+    ridge = max(ridge, LEAST * trace)
+    while True:
+        regular_MM = gram_MM.clone()
+        regular_MM.diagonal().add_(ridge)
+        factor_MM, failed = torch.linalg.cholesky_ex(regular_MM)
+        if not failed or not ridge < trace:  # what is no matrix of sums at all has no finite solution either
+            return torch.cholesky_solve(class_sums_MK, factor_MM), ridge
+        ridge *= 10  # rounding has left G with an eigenvalue that is negative and larger
 
 
 def squared_errors(hidden_NM: Tensor, targets_NK: Tensor, tested_VM: Tensor, expected_VK: Tensor) -> list[Tensor]:
@@ -125,8 +130,8 @@ def squared_errors(hidden_NM: Tensor, targets_NK: Tensor, tested_VM: Tensor, exp
     """
     small = len(hidden_NM) < hidden_NM.shape[1]
     values, vectors = torch.linalg.eigh(hidden_NM @ hidden_NM.T if small else hidden_NM.T @ hidden_NM)
-    values = values.clamp_min(0)
+    values, least = values.clamp_min(0), LEAST * float(values.sum())
     tested = tested_VM @ hidden_NM.T if small else tested_VM
     targets = targets_NK if small else hidden_NM.T @ targets_NK
     left, right = tested @ vectors, vectors.T @ targets
-    return [(left @ (right / (values + ridge)[:, None]) - expected_VK).square().mean() for ridge in RIDGES]
+    return [(left @ (right / (values + max(ridge, least))[:, None]) - expected_VK).square().mean() for ridge in RIDGES]

@@ -6,12 +6,15 @@ With a head of the tests' own, which learns by gradient, observes, and gathers m
 import contextlib
 import functools
 import io
+import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from fixtures import write_npz
+from fixtures import ROOT, write_npz
 from killing import assert_same_results
 from methods import METHODS
 from test_methods import call, command
@@ -182,3 +185,42 @@ def test_what_is_gathered_is_written_once_a_task_and_not_between_epochs(data, tm
             assert written[f"task0{number // 4}.pth"] < learned + 5_000, "a test needs no statistics"
     assert call("--eval", "--output-dir", tmp_path)[0] == 0
     assert (tmp_path / "eval_accuracy_matrix.csv").read_text() == (tmp_path / "accuracy_matrix.csv").read_text()
+
+
+TWO_PROCESSES = """
+import os, sys
+import torch
+import main
+from models.heads import NearestMeanHead
+
+heads, settle = [], NearestMeanHead.settle
+
+def settle_apart(head, task):
+    settle(head, task)
+    with torch.no_grad():
+        for values in head.state_dict().values():
+            values += int(os.environ["RANK"])
+    heads.append(head)
+
+NearestMeanHead.settle = settle_apart
+code = main.main(sys.argv[2:])
+torch.save(heads[-1].state_dict(), f"{sys.argv[1]}/head{os.environ['RANK']}.pth")
+sys.exit(code)
+"""
+
+
+@pytest.mark.long  # two processes that begin with torch
+def test_processes_whose_heads_settle_apart_go_on_with_one(data, tmp_path):
+    """A GPU adds in no fixed order, and processors of two kinds round in two ways."""
+    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+    run = next(command(method, data) for method in METHODS if method.name == "class means")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", tmp_path / "two.py",
+         tmp_path, *map(str, run), "--output-dir", tmp_path / "run"],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, text=True, capture_output=True,
+        timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    one, two = (torch.load(tmp_path / f"head{rank}.pth") for rank in (0, 1))
+    assert one
+    for name, values in one.items():
+        assert torch.equal(values, two[name]), name
