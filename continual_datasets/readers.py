@@ -1,7 +1,7 @@
 """The catalogue of data sets, and readers of what lies in memory.
 
-A reader takes (data_path, download, seed) and returns a `Dataset`, or `Sessions`. A new data set is one line in
-`CATALOGUE`, where it is a folder of classes or one that torchvision reads; else a function, too.
+A reader takes (data_path, download, the seed of a split that it draws) and returns a `Dataset`, or `Sessions`. A new
+data set is one line in `CATALOGUE`, if it is a folder of classes or torchvision reads it; else a function, too.
 """
 
 import difflib

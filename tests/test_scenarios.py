@@ -189,7 +189,8 @@ def test_options_of_one_data_set_do_not_go_with_several(tmp_path):
 def test_what_a_split_drew_is_in_the_record(tmp_path):
     write_files(tmp_path / "data", class_folders(["ant", "bee"], 5))
     record = build(tmp_path / "data", "Split-Folder", num_tasks=2, seed=4).record
-    assert record["splits"]["Split-Folder"]["seed"] == 4
+    assert record == build(tmp_path / "data", "Split-Folder", num_tasks=2, seed=5).record, "one split for all seeds"
+    assert record["splits"]["Split-Folder"]["seed"] == 42
     assert len(record["splits"]["Split-Folder"]["train"]) == 8
     assert json.loads(json.dumps(record)) == record
     assert build(write_npz(Path(tmp_path / "data.npz")), num_tasks=2).record == {}
