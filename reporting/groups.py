@@ -184,7 +184,12 @@ def data_of(run: Run, over_orders: bool, classes: int | None = None) -> str:
              f"{tests} test set{'s' * (tests > 1)}"]
     images = _images(run)
     if not over_orders and images:
+        if options.get("dataset") == "Split-Folder":  # the hash is of names of files, not of what they hold
+            words.append(Path(options["data_path"]).name)
         return f"{', '.join(words)} ({images[:12]})"
+    per_task = options.get("classes_per_task")
+    if per_task and classes and per_task * tests != classes and tests > 1:
+        words.append(f"{per_task} classes in all tasks but the last")
     words += [f"{name} {options[name]}" for name in ("subsample", "subsample_test") if options.get(name)]
     if options.get("schedule") == "gaussian":
         words += [f"{name} {value}" for name, value in sorted(options.items()) if name.startswith("gaussian_")]
@@ -207,7 +212,7 @@ def _split(run: Run) -> str:
     if path is None or not path.is_file():
         return ""
     try:
-        split = json.loads(path.read_text()).get("split")
+        split = json.loads(path.read_text()).get("splits")
     except (ValueError, AttributeError):
         return f"unknown, {path} is damaged"
     return hashlib.sha256(json.dumps(split).encode()).hexdigest()[:12] if split else ""
@@ -219,7 +224,7 @@ def method_options(run: Run) -> dict[str, Any]:
     known = _defaults(experiment)
     options = {name: value for name, value in (known | run.config["options"]).items() if name not in NOT_OF_A_METHOD}
     return options | {"experiment": experiment, "world_size": run.config.get("world_size", 1),
-                      "precision": run.config.get("precision", "fp32"), "evaluation": bool(run.prefix)}
+                      "precision": run.summary["config"].get("precision", "fp32"), "evaluation": bool(run.prefix)}
 
 
 @functools.cache

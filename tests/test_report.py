@@ -18,6 +18,9 @@ from reporting import page
 from results.record import make_record
 
 
+ALONE = "nothing to choose"  # so that a run has one line, and none for the batch vote
+
+
 def table(*words: object, capsys) -> list[dict[str, str]]:
     """The lines of --csv."""
     code, out, err = run_report(*words, "--csv", "-", "--html", "none", capsys=capsys)
@@ -162,6 +165,41 @@ def test_orders_of_classes_are_averaged_on_request_only(tmp_path, capsys):
     assert max(int(line["runs"]) for line in table(tmp_path, capsys=capsys)) == 1
     lines = table(tmp_path, "--over_orders", capsys=capsys)
     assert sorted({line["seeds"] for line in lines}) == ["1 2", "3"], "another data set stays apart"
+
+
+def lines_of(tmp_path, capsys, *runs: dict[str, object]) -> list[int]:
+    """How many seeds each line of the table over orders has, of runs in folders and with seeds of their own."""
+    for seed, options in enumerate(runs):
+        folder = write_run(tmp_path / f"run{seed}", seed, data=str(seed) * 64, choice=ALONE, **options.get("options", {}))
+        if "splits" in options:
+            (folder / "scenario.json").write_text(json.dumps({"splits": options["splits"]}))
+    return sorted(len(row["seeds"].split()) for row in table(tmp_path, "--over_orders", capsys=capsys))
+
+
+@pytest.mark.parametrize(("one", "other", "together"), [
+    ({"splits": {"F": {"seed": 1, "test": ["a"]}}}, {"splits": {"F": {"seed": 1, "test": ["b"]}}}, 0),
+    ({"splits": {"F": {"seed": 1, "test": ["a"]}}}, {"splits": {"F": {"seed": 1, "test": ["a"]}}}, 1),
+    ({"options": {"classes_per_task": 2}}, {"options": {"num_tasks": 3}}, 1),
+    ({"options": {"classes_per_task": 2, "classes": 5}}, {"options": {"num_tasks": 3, "classes": 5}}, 0)])
+def test_over_orders_splits_and_sizes_of_tasks_are_told_apart(one, other, together, tmp_path, capsys):
+    assert lines_of(tmp_path, capsys, one, other) == ([2] if together else [1, 1])
+
+
+def test_folders_with_the_same_names_of_files_are_told_apart(tmp_path, capsys):
+    """The hash of images in files is that of their names."""
+    for name in ("clean", "blurred"):
+        write_run(tmp_path / "runs" / name, choice=ALONE, dataset="Split-Folder", data_path=f"/data/{name}")
+    assert len(table(tmp_path / "runs", capsys=capsys)) == 2
+
+
+def test_evaluations_in_another_precision_are_no_seeds_of_one_run(tmp_path, capsys):
+    for seed, precision in ((1, "fp32"), (2, "bf16")):
+        folder = write_run(tmp_path / f"run{seed}", seed, choice=ALONE)
+        write_run(folder, seed, prefix="eval_", data="e" * 64, choice=ALONE)
+        _edit(folder / "eval_summary.json", config=json.loads((folder / "eval_summary.json").read_text())["config"]
+              | {"precision": precision})
+    evaluations = [row for row in table(tmp_path, capsys=capsys) if "--eval" in row["method"]]
+    assert [row["seeds"] for row in evaluations] in (["1", "2"], ["2", "1"])
 
 
 def test_of_copies_the_whole_one_counts_and_the_others_are_named(tmp_path, capsys):
