@@ -2,10 +2,11 @@
 
     python main.py cifar100_coda --data-path DIR
 
-Published: Acc@1 86.25 ± 0.74 with ViT-B/16 *fine-tuned on ImageNet-1k* (add --model vit_base_patch16_224.augreg_in1k or
-your own --init_checkpoint); others find 86.9 with ImageNet-21k weights, which are the default here. The penalty on
-components that are not orthogonal has the paper's weight, 0.1; the released scripts use 0 (--orthogonality 0). They
-also drop the last, short batch of an epoch, which is trained on here. Adam 1e-3 at batch 128, 20 epochs.
+Published: Acc@1 86.25 ± 0.74 with ViT-B/16 *fine-tuned on ImageNet-1k* (add --model
+vit_base_patch16_224.augreg_in21k_ft_in1k or your own --init_checkpoint); others find 86.9 with ImageNet-21k weights,
+which are the default here. The penalty on components that are not orthogonal has the paper's weight, 0.1; the released
+scripts, whose later version also draws components orthogonal, as here, use 0 (--orthogonality 0). They also drop the
+last, short batch of an epoch, which is trained on here. Adam 1e-3 at batch 128, 20 epochs.
 """
 
 DEFAULTS = {

@@ -2,9 +2,10 @@
 
     python main.py cifar100_oneprompt --data-path DIR
 
-Published (OVOR-Deep) with ViT-B/16: Acc@1 85.99. 107,520 values train beside the head; the ViT runs once, so a step
-costs two thirds of L2P's. Adam 1e-3, cosine over 20 epochs. Initial values and batch are not known to us: U(-1, 1) as
-in the PyTorch DualPrompt, and CODA-Prompt's batch of 128. The virtual outliers of OVOR are not part of it.
+Published with virtual outliers, which are not part of this, and with ViT-B/16 fine-tuned on ImageNet-1k (OVOR-Deep):
+Acc@1 85.99. 107,520 values train beside the head; the ViT runs once, so a step costs two thirds of L2P's. Adam 1e-3 at
+batch 128, cosine over 20 epochs. Initial values are from U(-1, 1), as in the PyTorch DualPrompt; OVOR's code has
+U(0, 1).
 """
 
 DEFAULTS = {

@@ -13,8 +13,8 @@ from typing import Any
 from configs.base import OPTIONS
 from configs.command import parse
 from errors import DamagedFileError, InputError
-from reproducing.published import IN1K, IN21K, NOT_TOLD, SOURCES, Published
-from reproducing.runs import Run, whole_summary
+from reproducing.published import AUGREG_IN21K, IN21K, SOME_IN21K, SOURCES, WEIGHTS, Published
+from reproducing.runs import Run, read_whole
 
 HEADER = ("method", "Acc@1", "per image", "forgetting", "just learned", "trained values", "kept", "checkpoint",
           "seconds")
@@ -39,14 +39,13 @@ def table(rows: Iterable[tuple[str, Sequence[Path]]]) -> str:
 def measured(folder: Path) -> dict[str, Any]:
     """The summary of a run, and what lies in its folder. Raises InputError where that is no finished run."""
     try:
-        summary = whole_summary(folder)
+        found = read_whole(folder)
     except DamagedFileError as error:
         raise InputError(f"{error} Name the folder of a finished run, or finish this one with --resume.") from None
-    checkpoints = folder / "checkpoint"
-    statistics_files = sorted(checkpoints.glob("statistics*.pth"))
+    summary = found.summary
+    statistics_files = sorted(folder.glob("checkpoint/statistics*.pth"))
     kept = summary["replay_bytes"] + (statistics_files[-1].stat().st_size if statistics_files else 0)
-    tasks = sorted(checkpoints.glob("task*.pth")) or sorted(checkpoints.glob("*.pth"))
-    return summary | {"kept": kept, "checkpoint": tasks[-1].stat().st_size if tasks else 0,
+    return summary | {"kept": kept, "checkpoint": found.checkpoint_bytes or 0,
                       "seconds": summary["train_seconds"] + summary["eval_seconds"]}
 
 
@@ -139,11 +138,10 @@ def differences(config: Mapping[str, Any], line: str, entry: Published) -> list[
     name = config["model"]["name"].partition(".")[0]
     if name != PUBLISHED_VIT:
         found.insert(0, f"reported with {PUBLISHED_VIT}")
-    elif entry.weights == NOT_TOLD:
-        found.insert(0, "the reported weights are not known")
-    elif weights(config) != entry.weights and not options["init_checkpoint"]:
+    elif not (options["init_checkpoint"] or weights(config) == entry.weights
+              or (entry.weights == SOME_IN21K and weights(config) in (IN21K, AUGREG_IN21K))):
         found.insert(0, f"reported with {entry.weights} weights")
-    return found
+    return found + [entry.more] * bool(entry.more)
 
 
 def weights(config: Mapping[str, Any]) -> str:
@@ -154,7 +152,7 @@ def weights(config: Mapping[str, Any]) -> str:
     if not options["pretrained"]:
         return "random weights"
     tag = config["model"]["name"].partition(".")[2]
-    return IN1K if "in1k" in tag else IN21K if "in21k" in tag else tag
+    return WEIGHTS.get(tag, tag)
 
 
 def told(runs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -12,6 +12,7 @@ from configs.base import OPTIONS
 from configs.checks import check
 from configs.command import parse
 from errors import DamagedFileError, InputError
+from reporting.runs import Run as FinishedRun
 from reporting.runs import read_run
 from reproducing.tables import Table
 from resuming import free_to_change
@@ -44,7 +45,7 @@ class Run:
     def summary(self) -> dict[str, Any] | None:
         """What it came to; None where that is missing, damaged or not of its accuracy matrix."""
         try:
-            return whole_summary(self.folder)
+            return read_whole(self.folder).summary
         except DamagedFileError:
             return None
 
@@ -74,11 +75,11 @@ class Run:
         return "finished" if summary and all(options[name] == saved.get(name) for name in COMPARED) else "begun"
 
 
-def whole_summary(folder: Path) -> dict[str, Any]:
-    """The summary of the finished run in a folder, with all that a table tells of it. Raises DamagedFileError."""
-    found = read_run(folder).summary
+def read_whole(folder: Path) -> FinishedRun:
+    """The finished run in a folder, with all that a table tells of it. Raises DamagedFileError."""
+    found = read_run(folder)
     for name in COSTS:
-        if not isinstance(found.get(name), int | float):
+        if not isinstance(found.summary.get(name), int | float):
             raise DamagedFileError(f"{folder} is damaged: the {name} of its summary is no number.")
     return found
 
