@@ -6,8 +6,8 @@ IN21K, AUGREG_IN21K = "ImageNet-21k", "ImageNet-21k (AugReg)"
 IN1K = "ImageNet-21k (AugReg), then ImageNet-1k"
 SOME_IN21K = "ImageNet-21k (which of them is not told)"
 WEIGHTS = {"orig_in21k": IN21K, "augreg_in21k": AUGREG_IN21K, "augreg_in21k_ft_in1k": IN1K}
-"""timm's tag of a ViT-B/16 -> what it was pretrained on. L2P and DualPrompt have `orig_in21k`. CODA-Prompt and OVOR take
-what timm had without a tag, now `augreg_in21k_ft_in1k`."""
+"""timm's tag of a ViT-B/16 -> what it was pretrained on. L2P and DualPrompt have `orig_in21k`. CODA-Prompt and OVOR
+take what timm had without a tag, now `augreg_in21k_ft_in1k`."""
 
 SOURCES = {
     "L2P paper": "Wang et al., Learning to Prompt for Continual Learning, CVPR 2022",

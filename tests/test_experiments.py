@@ -100,6 +100,15 @@ def test_core50_trains_the_backbone_and_asks_a_frozen_copy(tmp_path):
     assert (tmp_path / "run" / "accuracy_matrix.csv").read_text().splitlines()[0].startswith("test,after_session_1,")
 
 
+@pytest.mark.parametrize(("name", "pool"), [
+    ("cifar100_l2p_jax", (10, 10, 4, 1.0)), ("cifar100_gaussian_l2p", (10, 5, 5, 0.1)),
+    ("five_datasets_l2p", (20, 10, 4, 0.5)), ("core50_l2p", (10, 5, 4, 1.0))])
+def test_pool_and_pull_are_those_of_the_official_settings(name, pool):
+    """Prompts, their length, how many are chosen, and the weight of the pull: google-research/l2p, configs/."""
+    options = parse([name]).options
+    assert tuple(options[option] for option in ("size", "length", "top_k", "pull_constraint_coeff")) == pool
+
+
 def test_task_incremental_needs_tasks_with_classes_of_their_own(tmp_path, capsys):
     write_core50(tmp_path, per_session=1)
     assert run("core50_l2p", *SMALL, "--data-path", tmp_path, "--task_inc", "--output-dir", "") == 2

@@ -17,7 +17,6 @@ from configs.command import parse
 from reporting import page
 from results.record import make_record
 
-
 ALONE = "nothing to choose"  # so that a run has one line, and none for the batch vote
 
 
@@ -170,7 +169,8 @@ def test_orders_of_classes_are_averaged_on_request_only(tmp_path, capsys):
 def lines_of(tmp_path, capsys, *runs: dict[str, object]) -> list[int]:
     """How many seeds each line of the table over orders has, of runs in folders and with seeds of their own."""
     for seed, options in enumerate(runs):
-        folder = write_run(tmp_path / f"run{seed}", seed, data=str(seed) * 64, choice=ALONE, **options.get("options", {}))
+        words = options.get("options", {})
+        folder = write_run(tmp_path / f"run{seed}", seed, data=str(seed) * 64, choice=ALONE, **words)
         if "splits" in options:
             (folder / "scenario.json").write_text(json.dumps({"splits": options["splits"]}))
     return sorted(len(row["seeds"].split()) for row in table(tmp_path, "--over_orders", capsys=capsys))
