@@ -125,7 +125,8 @@ def parts_of(continual: Continual, fresh_query_cache: Callable[[], Any]
         query_BD = cache.query(model, task.test.fingerprint, batches.batch_size, test.index, test.images_BCHW)
         return forward(test.images_BCHW, query_BD)
 
-    with closing(again_and_again(lambda round: batches.evaluation(task.test), most=WARM_UP)) as test:
+    # Not shared out: a small test set has no batch for some of the processes, and each of them measures.
+    with closing(again_and_again(lambda round: batches.evaluation(task.test, shared_out=False), most=WARM_UP)) as test:
         yield "evaluation, new task", query_flops + forward_flops, lambda: evaluate(next(test), fresh_query_cache())
         if model.query_is_kept and not model.reads_query:  # one round of the warm-up fills the cache
             known_BD = model.query(few_BCHW)
@@ -134,10 +135,13 @@ def parts_of(continual: Continual, fresh_query_cache: Callable[[], Any]
 
 
 def again_and_again(batches: Callable[[int], Iterator[Any]], most: int | None = None) -> Iterator[Any]:
-    """Rounds without end, each of the first `most` batches."""
+    """Rounds without end, each of the first `most` batches. Raises ValueError for a round without a batch."""
     for number in itertools.count():
         with closing(batches(number)) as whole_round:
-            yield from itertools.islice(whole_round, most)
+            first = next(whole_round, None)
+            if first is None:
+                raise ValueError(f"round {number} has no batch: the next ones would be looked through for ever")
+            yield from itertools.islice(itertools.chain([first], whole_round), most)
 
 
 def images_per_second(step: Callable[[], int], device: torch.device) -> list[float]:

@@ -99,15 +99,18 @@ class Batches:
             images_BCHW, labels_B = cut[0] if len(cut) == 1 else map(torch.cat, zip(*cut, strict=True))
             yield Batch(images_BCHW, labels_B, step, share, len(labels_B) // 2 if replay else 0)
 
-    def evaluation(self, images: LabelledImages, needs_no_images: Callable[[int], bool] = lambda index: False
-                   ) -> Iterator[Batch]:
+    def evaluation(self, images: LabelledImages, needs_no_images: Callable[[int], bool] = lambda index: False,
+                   shared_out: bool = True) -> Iterator[Batch]:
         """The test images in file order. Whole batches go round the processes, so a batch's vote is the same for any
         number of them and each image is seen once.
 
         Args:
             needs_no_images: whether the labels of a batch are enough: then its images are not read or cut.
+            shared_out: False gives every process all batches. Shared out, fewer batches than processes leave some
+                processes without any.
         """
-        indices = range(self.rank, self.steps_per_test(images), self.world_size)
+        steps = self.steps_per_test(images)
+        indices = range(self.rank, steps, self.world_size) if shared_out else range(steps)
         places = [slice(i * self.batch_size, (i + 1) * self.batch_size) for i in indices]
         without = [needs_no_images(i) for i in indices]
         everywhere_N = torch.arange(len(images))

@@ -124,6 +124,12 @@ def test_evaluation_sees_each_image_once_in_the_same_batches_whatever_the_proces
     assert torch.equal(torch.cat([batch.images_BCHW for batch in made]), expected)
 
 
+def test_evaluation_that_is_not_shared_out_gives_every_process_all_batches():
+    for rank in range(3):
+        made = list(make_batches(rank=rank, world_size=3).evaluation(images(6), shared_out=False))
+        assert [batch.labels_B.tolist() for batch in made] == [[0, 1, 2, 3], [4, 5]]
+
+
 @pytest.mark.parametrize("known", [{0}, {1, 2}, {0, 3}, {0, 1, 2, 3}])
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_batches_whose_images_are_not_needed_have_their_labels_and_the_others_their_own_images(known, prefetch):

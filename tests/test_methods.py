@@ -332,6 +332,13 @@ def test_the_speed_test_names_the_passes_that_there_are(method, data, tmp_path):
     assert ("prompted pass" in found) == any(name.startswith("prompt.") for name in method.trains())
 
 
+def test_rounds_come_again_and_one_without_a_batch_is_an_error():
+    rounds = speed_test.again_and_again(lambda number: ((number, n) for n in range(number, 3)), most=2)
+    assert [next(rounds) for _ in range(5)] == [(0, 0), (0, 1), (1, 1), (1, 2), (2, 2)]
+    with pytest.raises(ValueError, match="round 3 has no batch"):
+        next(rounds)
+
+
 @pytest.mark.usefixtures("_counting_only")
 def test_one_prompt_costs_two_thirds_of_l2p(data, tmp_path):
     """By count of operations, with the settings of both experiments in a small ViT of twelve blocks."""

@@ -227,9 +227,11 @@ def test_the_number_of_processes_belongs_to_a_start_not_to_the_run(finished, tmp
 
 
 @pytest.mark.long
-def test_the_speed_test_with_two_processes(data, tmp_path):
+@pytest.mark.parametrize("batch_size", [8, 16], ids=["a batch for each", "a test set of one batch"])
+def test_the_speed_test_with_two_processes(batch_size, data, tmp_path):
     """Both take as many steps, whatever their clocks say: otherwise one would wait for the other's gradients."""
-    words = ["cifar100_l2p", "--data-path", data, "--num-tasks", 3, "--device", "cpu", *TINY, "--dist_timeout", 20]
+    words = ["cifar100_l2p", "--data-path", data, "--num-tasks", 3, "--device", "cpu", *TINY, "--dist_timeout", 20,
+             "--batch-size", batch_size]
     done = subprocess.run([sys.executable, *TORCHRUN, str(ROOT / "tests" / "skewed_clocks.py"), *map(str, words),
                            "--speed_test", "--output_dir", str(tmp_path)], cwd=ROOT, capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=200)
