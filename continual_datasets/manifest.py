@@ -3,9 +3,9 @@
 `manifest.json.gz` in the output folder of a run is JSON, packed:
 
     format        "l2p-manifest-1"
-    setting       class-incremental, task-incremental or domain-incremental
+    setting       class-incremental, task-incremental, domain-incremental or joint
     class_names   the name of class 0, 1, …
-    tasks         for each, in their order:
+    tasks         for each, in their order (of a joint run, those that it trains on together and tests one by one):
         classes   its class ids, in their order
         train     its training images, three lists of one length:
             images    what each is: its file's name from the data's folder on, with `/` between folders; or, where the
@@ -43,7 +43,7 @@ def manifest_bytes(scenario: Scenario) -> bytes | None:
     if scenario.stream is not None:
         return None
     tasks = []
-    for task in scenario.tasks:
+    for task in scenario.tested:
         parts = {"train": _listed(task.train)}
         if task.index == 0 or not scenario.setting.one_test_set:
             parts["test"] = _listed(task.test)

@@ -38,13 +38,15 @@ def whole_hash(tasks: list[dict], digests: dict[str, list[bytes]]) -> str:
     return sha256("\n".join(lines).encode())
 
 
-def test_arrays(tmp_path):
+@pytest.mark.parametrize("joint", [False, True])
+def test_arrays(joint, tmp_path):
     path = write_npz(tmp_path / "data.npz", classes=5, size=8)
     scenario = build_scenario("Split-NPZ", str(path), num_tasks=None, classes_per_task=2, class_order="numpy:1",
-                              **COMMON)
+                              all_at_once=joint, **COMMON)
     packed = manifest_bytes(scenario)
     assert packed == manifest_bytes(scenario)
     content, arrays = json.loads(gzip.decompress(packed)), np.load(path)
+    assert content["setting"] == ("joint" if joint else "class-incremental")
     order = np.random.RandomState(1).permutation(5).tolist()
     assert [task["classes"] for task in content["tasks"]] == [order[:2], order[2:4], order[4:]]
     digests = {part: [hashlib.sha256(b"(8, 8, 3)" + pixels.tobytes()).digest() for pixels in arrays[f"x_{part}"]]
