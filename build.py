@@ -150,14 +150,13 @@ def seconds_of_block(model: PromptedViT, batch_size: int, most_tokens: int, dtyp
     return min(found)
 
 
-def read_scenario(options: dict[str, Any], processes: Processes, turn_photos: bool = True) -> Scenario:
+def read_scenario(options: dict[str, Any], turn_photos: bool = True) -> Scenario:
     return build_scenario(
         options["dataset"], options["data_path"], num_tasks=options["num_tasks"],
-        download=options["download"] and processes.is_main, shuffle=options["shuffle"], seed=options["seed"],
-        subsample=options["subsample"], subsample_test=options["subsample_test"],
-        classes_per_task=options["classes_per_task"], class_order=options["class_order"],
-        schedule=build_schedule(options), task_inc=options["task_inc"], replay_per_class=options["replay_per_class"],
-        all_at_once=options["joint"], turn_photos=turn_photos)
+        download=options["download"], shuffle=options["shuffle"], seed=options["seed"], subsample=options["subsample"],
+        subsample_test=options["subsample_test"], classes_per_task=options["classes_per_task"],
+        class_order=options["class_order"], schedule=build_schedule(options), task_inc=options["task_inc"],
+        replay_per_class=options["replay_per_class"], all_at_once=options["joint"], turn_photos=turn_photos)
 
 
 def model_warnings(options: dict[str, Any], given: Collection[str], model: PromptedViT,

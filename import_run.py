@@ -77,7 +77,7 @@ def import_run(asked: Import) -> None:
     processes = Processes()
     # The reference turns no photo by its EXIF.
     turn_photos = OWN_FOLDER not in names_of(options["dataset"])
-    scenario = read_scenario(options | {"download": asked.command.options["download"]}, processes, turn_photos)
+    scenario = read_scenario(options | {"download": asked.command.options["download"]}, turn_photos)
     check_tasks(len(files), len(scenario.tasks), options)
     model = build_model(options | {"pretrained": False}, scenario.num_classes, scenario.tasks_known_in_training)
     states = [learned_and_backbone(file, model) for file in files]

@@ -194,8 +194,8 @@ def build_parts(command: Command, processes: Processes, device: "torch.device", 
     warning = resolve_model_name(options["model"])[1]
     if warning and options["pretrained"] and not options["init_checkpoint"]:
         warn(processes, warning)
-    with main_process_first(processes):
-        scenario = read_scenario(options, processes, command.turn_photos)
+    with main_process_first(processes):  # where the disk is a node's own, the others fetch for themselves
+        scenario = read_scenario(options, command.turn_photos)
     for note in (*scenario.notes, *scenario_warnings(options, command.given, scenario)):
         warn(processes, note)
     if options["eval"] or options["resume"]:

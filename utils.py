@@ -158,7 +158,7 @@ def _end_when_told_by(trainer: int) -> None:
 
 @contextmanager
 def main_process_first(processes: Processes) -> Iterator[None]:
-    """The body runs in the main process first and in the others after it, so that only one of them fetches files."""
+    """The body runs in the main process first and in the others after it, which find what it fetched for all."""
     if processes.world_size > 1 and not processes.is_main:
         dist.barrier()
     try:

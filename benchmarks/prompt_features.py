@@ -118,7 +118,7 @@ def main() -> None:
     from build import read_scenario
 
     options = parse(sys.argv[1:]).options
-    scenario = read_scenario(options, Processes())
+    scenario = read_scenario(options)
     found = {"norms": norms(options, scenario), "starts": {}}
     print(found["norms"], flush=True)
     for name, (changes, adds) in STARTS.items():

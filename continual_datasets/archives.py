@@ -80,7 +80,7 @@ def unpack_into(archive: Path, folder: Path, holding: Sequence[str] = ()) -> Non
 
 def unpack_gz(archive: Path, target: Path) -> None:
     """The one file in a .gz that is no .tar.gz. Raises InputError as `unpacked`."""
-    with _refusals(archive), _temporary(target) as made:
+    with _refusals(archive), temporary(target) as made:
         if _kind(archive) != "gz":
             raise _Refused("it is no .gz by its first bytes")
         with gzip.open(archive) as packed, open(made, "wb") as file:
@@ -100,7 +100,7 @@ def _move_into(made: Path, folder: Path) -> None:
 @contextmanager
 def _extracted(archive: Path) -> Iterator[Path]:
     """A temporary folder beside `archive` with its content, removed afterwards unless it was moved."""
-    with _refusals(archive), _temporary(archive) as made:
+    with _refusals(archive), temporary(archive) as made:
         kind = _kind(archive)
         made.mkdir()
         if kind == "zip":
@@ -145,14 +145,15 @@ class _Refused(Exception):
 
 
 @contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def temporary(path: Path) -> Iterator[Path]:
+    """A name beside `path` for what is not whole yet; what is still there in the end is removed."""
+    made = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
+        yield made
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+        if made.is_dir():
+            shutil.rmtree(made)
+        made.unlink(missing_ok=True)
 
 
 @contextmanager

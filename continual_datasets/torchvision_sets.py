@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from continual_datasets.archives import one_at_a_time, unpack_gz, unpack_into
+from continual_datasets.archives import one_at_a_time, temporary, unpack_gz, unpack_into
 from continual_datasets.images import LabelledImages, images_in_files, images_in_memory
 from continual_datasets.scenario import Dataset
 from errors import InputError
@@ -183,7 +183,9 @@ def _fetch(data_path: str, title: str, folder: Path, source: Source) -> None:
 
     for url in source.urls:
         try:
-            download_url(url, str(source.path.parent), source.path.name, source.md5)
+            with temporary(source.path) as made:  # or another process would take a part of the file for the whole
+                download_url(url, str(made.parent), made.name, source.md5)
+                os.replace(made, source.path)
             return
         except OSError as error:  # urllib's errors are OSErrors too
             refusal = InputError(f"--download could not fetch {title} into {data_path} ({error}); put the files into "

@@ -5,11 +5,15 @@ they are stored as JPEG, names) and labels.
 """
 
 import gzip
+import http.server
 import io
 import json
 import pickle
 import struct
 import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -156,3 +160,38 @@ def class_folders(classes: list[str], per_class: int, size: tuple[int, int] = (3
 
 def under(folder: str, files: dict[str, bytes]) -> dict[str, bytes]:
     return {f"{folder}/{name}": content for name, content in files.items()}
+
+
+@contextmanager
+def served(root: Path, halfway: Callable[[str], object] = lambda name: None) -> Iterator[tuple[str, list[str]]]:
+    """(address, names fetched so far) of a server on this machine with the files in `root`.
+
+    `halfway` is called with the name of a file when half of it has been sent.
+    """
+    fetched: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            content = (root / self.path.lstrip("/")).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if self.headers["Method"] == "HEAD":  # so torchvision asks where an address leads to, and reads no more
+                return
+            fetched.append(self.path.lstrip("/"))
+            self.wfile.write(content[:len(content) // 2])
+            halfway(fetched[-1])
+            self.wfile.write(content[len(content) // 2:])
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", fetched
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

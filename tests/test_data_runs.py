@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import published
@@ -143,6 +145,34 @@ def test_imagenet_r_from_its_archive_with_two_processes(tmp_path):
              for path in (tmp_path / "data" / "imagenet-r").rglob("*.jpg")}
     assert found == {*split["train"], *split["test"]}
     assert sorted(os.listdir(tmp_path / "data")) == ["imagenet-r", "imagenet-r.tar"]
+
+
+@pytest.mark.long
+def test_a_download_on_two_nodes_whose_disks_are_their_own(tmp_path):
+    """Two processes on each; a node's folder is where they run. Each node fetches every file once."""
+    published.write_svhn(tmp_path / "source")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    nodes = [tmp_path / "a", tmp_path / "b"]
+    for node in nodes:
+        node.mkdir()
+
+    def process(rank: int):
+        node, local_rank = divmod(rank, 2)
+        return run_program("--dataset", "Split-SVHN", "--data-path", "disk", "--download", "--num_tasks", 2, *QUICK,
+                           "--dist_timeout", 60, "--output_dir", tmp_path / "output", cwd=nodes[node], **place,
+                           RANK=str(rank), LOCAL_RANK=str(local_rank), WORLD_SIZE="4", LOCAL_WORLD_SIZE="2",
+                           PYTHONPATH=f"{ROOT / 'tests' / 'site'}:{ROOT}", TEST_DATA_ROOT=str(tmp_path / "source"),
+                           TEST_SVHN_URL=url, no_proxy="127.0.0.1")
+
+    with published.served(tmp_path / "source") as (url, fetched), ThreadPoolExecutor(4) as pool:
+        for done in pool.map(process, range(4)):
+            assert done.returncode == 0, done.stderr
+    assert fetched == ["train_32x32.mat", "test_32x32.mat"] * 2
+    assert len(summary(tmp_path / "output")["per_task"]) == 2
+    for node in nodes:
+        assert sorted(path.name for path in (node / "disk").iterdir()) == ["test_32x32.mat", "train_32x32.mat"]
 
 
 def write_five(root: Path) -> None:

@@ -147,7 +147,7 @@ def continual_on_cuda(data, monkeypatch):
     with contextlib.ExitStack() as modes:
         def make(method: Method) -> Continual:
             options = options_of(method, data, "--no-pin_mem").options
-            scenario = read_scenario(options, Processes())
+            scenario = read_scenario(options)
             model = build_model(options, scenario.num_classes, scenario.tasks_known_in_training)
             modes.enter_context(FakeTensorMode(allow_non_fake_inputs=True))  # for the rest of the test
             return Continual(on_cuda(model), scenario, build_batches(options, model, CUDA, Processes()),

@@ -11,7 +11,6 @@ from test_bad_input import run, tiny
 
 from build import read_scenario
 from continual_datasets.transforms import EvalTransform
-from distributed import Processes
 from loading import load_run
 from models import PromptedViT, query_cache
 from models.alignment import AlignedHead, factor, normalised
@@ -311,7 +310,7 @@ def test_a_head_is_told_how_far_features_moved_since_the_last_task(data, tmp_pat
     assert run(*tiny(data, tmp_path, "--num-tasks", 3, "--lr", 0.5, "--head", "ncm", "--drift", "shift", "--size", 9,
                      "--top_k", 3, "--use_prompt_mask", "--shared_prompt_pool", "--shared_prompt_key")) == 0
     options = read(tmp_path, "config.json")["options"]
-    scenario = read_scenario(options, Processes())
+    scenario = read_scenario(options)
     for task in (1, 2):
         pictures = [Image.fromarray(pixels) for pixels in scenario.tasks[task].train.pixels_NHWC]
         means = []

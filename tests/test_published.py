@@ -4,6 +4,8 @@ import functools
 import gzip
 import importlib.util
 import tarfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,35 @@ def test_a_download_that_cannot_be_had_is_one_sentence(name, monkeypatch, tmp_pa
     with pytest.raises(InputError, match=r"^--download could not fetch .* by hand, or run") as caught:
         CATALOGUE[name](str(tmp_path / "data"), True, 0)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_being_fetched_is_not_there_yet(monkeypatch, tmp_path):
+    """A second process of a node comes when half of the last file has arrived: it waits, and fetches nothing."""
+    written = published.write_svhn(tmp_path / "source")
+    accept(monkeypatch, tmp_path / "source")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def halfway(name: str) -> None:
+        if name == "test_32x32.mat":
+            arrived.set()
+            go_on.wait(60)
+
+    with published.served(tmp_path / "source", halfway) as (url, fetched), ThreadPoolExecutor(2) as pool:
+        site().fetch_svhn_from(torchvision.datasets.SVHN, url)
+        read = functools.partial(CATALOGUE["Split-SVHN"], str(tmp_path / "data"), True)
+        first = pool.submit(read)
+        assert arrived.wait(60)
+        second = pool.submit(read)
+        try:
+            with pytest.raises(TimeoutError):
+                second.result(0.5)
+        finally:
+            go_on.set()
+        for data in (first.result(), second.result()):
+            np.testing.assert_array_equal(data.test.pixels_NHWC, written["test"][0])
+    assert fetched == ["train_32x32.mat", "test_32x32.mat"]
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["test_32x32.mat", "train_32x32.mat"]
 
 
 @pytest.mark.parametrize(("name", "file"), [

@@ -1,7 +1,8 @@
-"""Put on PYTHONPATH, lets torchvision's readers accept the tests' small files: only their md5 lists are replaced.
+"""Put on PYTHONPATH, lets torchvision's readers accept the tests' small files: their md5 lists are replaced.
 
 Python imports this module at start-up; it acts when the readers are imported. TEST_CIFAR100_FOLDER names a folder of
-CIFAR-100's unpacked files, TEST_DATA_ROOT one in which any of the data sets lie as they are published.
+CIFAR-100's unpacked files, TEST_DATA_ROOT one in which any of the data sets lie as they are published; with
+TEST_SVHN_URL, SVHN's files are fetched from there.
 """
 
 import hashlib
@@ -47,6 +48,12 @@ def md5_lists(datasets, root: Path) -> dict[tuple[str, str], object]:
 def replace_md5_lists(datasets, root: Path) -> None:
     for (name, attribute), value in md5_lists(datasets, root).items():
         setattr(getattr(datasets, name), attribute, value)
+    if "TEST_SVHN_URL" in os.environ:
+        fetch_svhn_from(datasets.SVHN, os.environ["TEST_SVHN_URL"])
+
+
+def fetch_svhn_from(reader, url: str) -> None:
+    reader.split_list = {part: [f"{url}/{file}", file, md5] for part, (_, file, md5) in reader.split_list.items()}
 
 
 class _OnImport(importlib.abc.MetaPathFinder):
