@@ -85,6 +85,8 @@ FEW = {
     "drift_ranpac_mild_crops": f"cifar100_drift_ranpac {_FEW} 0.04 --random_features 5000 --scale 0.4 1",
     "oneprompt_deep_then_ranpac_mild_crops": f"cifar100_oneprompt_ranpac {_FEW} 0.08 --random_features 5000 "
                                              "--scale 0.4 1",
+    "oneprompt_then_ranpac_mild_crops": f"cifar100_oneprompt {_FEW} 0.04 --adapt first --head ridge "
+                                        "--random_features 5000 --scale 0.4 1",
     "drift_ignored": f"cifar100_drift_ranpac {_FEW} 0.04 --random_features 5000 --drift ignore",
     "fine_tuning": f"cifar100_finetune {GENTLY}",
     "joint_linear": f"cifar100_joint_linear {FAST}",
