@@ -14,7 +14,7 @@ GROUPS: dict[str, list[Option]] = {
     "training": [
         _o("batch_size", integer(1, 16_384), 16, "images per process and step, in training and in evaluation"),
         _o("epochs", integer(1, EPOCHS), 5, "passes over each task's images"),
-        _o("seed", integer(0, 2**63 - 1), 42, "seed of every random draw"),
+        _o("seed", integer(0, 2**63 - 1), 42, "seed of every random draw, but for the test of a folder without one"),
         _o("device", str, "auto", "auto (a GPU when there is one), cpu, cuda, cuda:N or mps"),
         _o("print_freq", integer(1, 1_000_000), 10, "steps between progress lines", run_only=True),
     ],
