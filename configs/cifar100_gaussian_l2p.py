@@ -15,6 +15,7 @@ vectors, and a tenth of the weight of the pull.
 
 from configs.cifar100_l2p_jax import DEFAULTS as JAX
 
-DEFAULTS = JAX | {
-    "schedule": "gaussian", "reinit_optimizer": False, "length": 5, "top_k": 5, "pull_constraint_coeff": 0.1,
-}
+# Pool and pull are those of configs/base.py.
+OF_TASKS = {"length", "top_k", "pull_constraint_coeff"}
+DEFAULTS = {name: value for name, value in JAX.items() if name not in OF_TASKS} | {
+    "schedule": "gaussian", "reinit_optimizer": False}
