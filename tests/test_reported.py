@@ -7,10 +7,11 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+from run_folders import write_run
 from test_reproduce import rows
 
 from configs.command import parse
-from reproducing.compared import reported_table
+from reproducing.compared import measured, reported_table
 from reproducing.published import IN1K, IN21K, SOME_IN21K, Published
 from reproducing.runs import Run
 
@@ -57,3 +58,10 @@ def table_of(entry: Published, model: str, folder: Path, changes: Mapping[str, A
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "accuracy_matrix.csv").write_text("task,after_task_1,after_task_2\n1,86.0,80.0\n2,,86.0\n")
     return reported_table([entry], {"x": [Run("x", folder, ())]}, {"x": "cifar100_l2p"})
+
+
+def test_the_checkpoint_of_a_stream_is_that_of_its_last_episode(tmp_path):
+    folder = write_run(tmp_path / "run", setting="task-agnostic")
+    for name, size in (("episode010", 5), ("episode200", 7), ("last", 99)):
+        (folder / "checkpoint" / f"{name}.pth").write_bytes(b"0" * size)
+    assert measured(folder)["checkpoint"] == 7
