@@ -28,8 +28,6 @@ from errors import InputError
 __all__ = ["Batch", "Batches", "GaussianSchedule", "LabelledImages", "Scenario", "Setting", "Task", "build_scenario",
            "images_in_files", "images_in_memory", "manifest_bytes"]
 
-SPLIT_SEED = 42  # draws the test of a folder without one; the same for every --seed, so that runs of several compare
-
 
 def build_scenario(dataset: str, data_path: str, *, download: bool, num_tasks: int | None, shuffle: bool, seed: int,
                    subsample: int | None, subsample_test: int | None, classes_per_task: int | None = None,
@@ -48,7 +46,7 @@ def build_scenario(dataset: str, data_path: str, *, download: bool, num_tasks: i
         InputError: an unknown data set, missing or unusable files, classes that cannot be shared out as asked.
     """
     names = names_of(dataset)
-    data = [CATALOGUE[name](data_path, download, SPLIT_SEED) for name in names]
+    data = [CATALOGUE[name](data_path, download) for name in names]
     for name, each in zip(names, data, strict=True):
         if name == OWN_FOLDER:
             each.train.store.turned = each.test.store.turned = turn_photos

@@ -23,14 +23,15 @@ from paths import outside_path
 
 TEST_SHARE = 0.2
 
+SPLIT_SEED = 42  # draws the test of a folder without one; the same for every --seed, so that runs of several compare
 CORE50_TRAIN, CORE50_TEST = (1, 2, 4, 5, 6, 8, 9, 11), (3, 7, 10)
 CORE50_OBJECTS = 50
 
 
-def read_folder(data_path: str, download: bool = False, seed: int = 0, *, names: tuple[str, ...] = (),
+def read_folder(data_path: str, download: bool = False, *, names: tuple[str, ...] = (),
                 layout: str = "train/CLASS/ and test/CLASS/ (or val/CLASS/), or CLASS/", page: str = "",
                 test_kinds: tuple[str, ...] = ("test", "val"), inner: str = "") -> Dataset:
-    """Images in `train/<class>/` and `test/<class>/` (or `val/`), or in `<class>/`, split 80/20 by `seed`.
+    """Images in `train/<class>/` and `test/<class>/` (or `val/`), or in `<class>/`, split 80/20.
 
     Args:
         data_path: the folder, or an archive of it; with `names`, also the folder that holds one of these.
@@ -49,16 +50,16 @@ def read_folder(data_path: str, download: bool = False, seed: int = 0, *, names:
         if not parts and inner and (root / inner).is_dir():
             root = root / inner
         parts = parts or find_classes(data_path, root, test_kinds)
-        data = _read_parts(data_path, parts) if parts.train else _read_and_split(data_path, parts.root, seed)
+        data = _read_parts(data_path, parts) if parts.train else _read_and_split(data_path, parts.root)
     if len(data.class_names) == 1:
         raise InputError(f"--data_path {data_path}: {parts.train or parts.root} holds one class alone, "
                          f"{data.class_names[0]}/; give each class a folder of its own there.")
     return replace(data, notes=()) if names else data  # published data sets have files beside the images
 
 
-def read_notmnist(data_path: str, download: bool = False, seed: int = 0) -> Dataset:
+def read_notmnist(data_path: str, download: bool = False) -> Dataset:
     """notMNIST, `Train/` and `Test/` or one folder split 80/20; its unreadable images are left out and counted."""
-    data = read_folder(data_path, download, seed, names=("notMNIST", "notMNIST_small", "notMNIST_large"),
+    data = read_folder(data_path, download, names=("notMNIST", "notMNIST_small", "notMNIST_large"),
                        layout="notMNIST/Train/A/ … and notMNIST/Test/A/ …, or notMNIST_small/A/ … J/, or their archive",
                        page="http://yaroslavvb.blogspot.com/2011/09/notmnist-dataset.html")
     (train, bad_train), (test, bad_test) = (_in_memory(images) for images in (data.train, data.test))
@@ -71,7 +72,7 @@ def read_notmnist(data_path: str, download: bool = False, seed: int = 0) -> Data
     return Dataset(train, test, data.class_names, notes, data.split)
 
 
-def read_core50(data_path: str, download: bool = False, seed: int = 0) -> Sessions:
+def read_core50(data_path: str, download: bool = False) -> Sessions:
     """CORe50's `core50_128x128/s1 … s11/o1 … o50/`: eight sessions to train on, three to test on, 50 objects."""
     with _readable(data_path):
         return _read_core50(data_path, _locate(
@@ -163,8 +164,8 @@ def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", " ".join(name.split())).casefold()
 
 
-def _read_and_split(data_path: str, root: Path, seed: int) -> Dataset:
-    """A fifth of each class for the test, chosen by (seed, file name) alone: a file more or less moves few others."""
+def _read_and_split(data_path: str, root: Path) -> Dataset:
+    """A fifth of each class for the test, chosen by the file's name alone: a file more or less moves few others."""
     by_class, notes = files_by_class(data_path, root)
     parts: dict[str, list[str]] = {"train": [], "test": []}
     labels: dict[str, list[int]] = {"train": [], "test": []}
@@ -172,18 +173,18 @@ def _read_and_split(data_path: str, root: Path, seed: int) -> Dataset:
         if len(files) < 2:
             raise InputError(f"--data_path {data_path}: {root / name} holds one image; a class needs one to train on "
                              "and one to test on.")
-        drawn = sorted(files, key=lambda file: _drawn(seed, file))
+        drawn = sorted(files, key=_drawn)
         chosen = set(drawn[:max(1, round(TEST_SHARE * len(files)))])
         for file in files:
             part = "test" if file in chosen else "train"
             parts[part].append(file)
             labels[part].append(label)
     images = (_image_files(root, parts[part], labels[part]) for part in ("train", "test"))
-    return Dataset(*images, tuple(by_class), notes, {"seed": seed, **parts})
+    return Dataset(*images, tuple(by_class), notes, {"seed": SPLIT_SEED, **parts})
 
 
-def _drawn(seed: int, file: str) -> bytes:
-    return hashlib.sha256(f"{seed} {file}".encode(errors="surrogateescape")).digest()
+def _drawn(file: str) -> bytes:
+    return hashlib.sha256(f"{SPLIT_SEED} {file}".encode(errors="surrogateescape")).digest()
 
 
 # ---- names to images ----

@@ -17,7 +17,7 @@ MEDMNIST = ("train_images", "train_labels", "test_images", "test_labels", "val_i
 NAMES = "class_names"
 
 
-def read_npz(data_path: str, download: bool = False, seed: int = 0) -> Dataset:
+def read_npz(data_path: str, download: bool = False) -> Dataset:
     """An .npz with x_train, y_train, x_test, y_test, or with MedMNIST's train_images, train_labels, …
 
     Images are uint8, (N, height, width, 3), or grey: (N, height, width) or (N, height, width, 1). Labels are whole

@@ -1,7 +1,7 @@
 """The catalogue of data sets, and readers of what lies in memory.
 
-A reader takes (data_path, download, the seed of a split that it draws) and returns a `Dataset`, or `Sessions`. A new
-data set is one line in `CATALOGUE`, if it is a folder of classes or torchvision reads it; else a function, too.
+A reader takes (data_path, download) and returns a `Dataset`, or `Sessions`. A new data set is one line in `CATALOGUE`,
+if it is a folder of classes or torchvision reads it; else a function, too.
 """
 
 import difflib
@@ -19,13 +19,13 @@ from continual_datasets.npz import read_npz
 from continual_datasets.scenario import Dataset, Sessions
 from errors import InputError
 
-Reader = Callable[[str, bool, int], Dataset | Sessions]
+Reader = Callable[[str, bool], Dataset | Sessions]
 GLYPH_DATA_SEED = 2022  # the demo's images are one fixed data set, whatever the seed of a run
 GLYPH_CLASSES = DEMO_CLASSES[:20]
 GLYPH_TRAIN, GLYPH_TEST = 200, 50  # images per class
 
 
-def read_cifar100(data_path: str, download: bool = False, seed: int = 0) -> Dataset:
+def read_cifar100(data_path: str, download: bool = False) -> Dataset:
     """CIFAR-100 from torchvision's files in `data_path`, or from an .npz."""
     if data_path.lower().endswith(".npz"):
         return read_npz(data_path)
@@ -34,7 +34,7 @@ def read_cifar100(data_path: str, download: bool = False, seed: int = 0) -> Data
     return published.read(data_path, download, of=published.CIFAR100)
 
 
-def read_glyphs(data_path: str, download: bool = False, seed: int = 0, *, style: Style) -> Dataset:
+def read_glyphs(data_path: str, download: bool = False, *, style: Style) -> Dataset:
     """The demo's images, generated; nothing is read from disk."""
     pixels, labels = glyph_images(GLYPH_CLASSES, GLYPH_TRAIN + GLYPH_TEST, GLYPH_DATA_SEED, style)
     is_train = np.arange(len(labels)) % (GLYPH_TRAIN + GLYPH_TEST) < GLYPH_TRAIN

@@ -45,7 +45,7 @@ class Published:
     """What the class takes to read the training and the test images."""
 
 
-def read(data_path: str, download: bool, seed: int = 0, *, of: Published) -> Dataset:
+def read(data_path: str, download: bool, *, of: Published) -> Dataset:
     """The data set from the folder `data_path`; with `download`, what is missing there is fetched first.
 
     Raises:

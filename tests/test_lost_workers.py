@@ -58,7 +58,7 @@ from continual_datasets.readers import CATALOGUE
 from continual_datasets.transforms import EvalTransform, TrainTransform
 from errors import DamagedFileError
 
-images = CATALOGUE["Split-Folder"](sys.argv[1], False, 0)
+images = CATALOGUE["Split-Folder"](sys.argv[1], False)
 batches = Batches(TrainTransform(224), EvalTransform(224), batch_size=8, seed=0, device=torch.device("cpu"), prefetch=2)
 try:
     print(sum(len(batch.labels_B) for part in (images.train, images.test) for batch in batches.evaluation(part)))

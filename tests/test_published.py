@@ -52,7 +52,7 @@ def test_a_set_holds_what_its_files_hold(name, monkeypatch, tmp_path):
     written = write(tmp_path)
     accept(monkeypatch, tmp_path)
     for _ in range(2):
-        data = CATALOGUE[name](str(tmp_path), False, 0)
+        data = CATALOGUE[name](str(tmp_path), False)
         assert len(data.class_names) == num_classes
         assert class_name in data.class_names
         for part, images in (("train", data.train), ("test", data.test)):
@@ -74,7 +74,7 @@ def test_a_set_holds_what_its_files_hold(name, monkeypatch, tmp_path):
 def test_what_is_missing_is_named_with_the_ways_out(name, tmp_path):
     *_, lacking = SETS[name]
     with pytest.raises(InputError) as caught:
-        CATALOGUE[name](str(tmp_path / "nowhere"), False, 0)
+        CATALOGUE[name](str(tmp_path / "nowhere"), False)
     message = str(caught.value)
     assert lacking in message
     assert all(words in message for words in ("--data_path", "give the folder that holds", "--download", "demo_l2p"))
@@ -94,7 +94,7 @@ def test_a_download_that_cannot_be_had_is_one_sentence(name, monkeypatch, tmp_pa
     monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", {
         part: [nowhere + file, file, md5] for part, (_, file, md5) in torchvision.datasets.SVHN.split_list.items()})
     with pytest.raises(InputError, match=r"^--download could not fetch .* by hand, or run") as caught:
-        CATALOGUE[name](str(tmp_path / "data"), True, 0)
+        CATALOGUE[name](str(tmp_path / "data"), True)
     assert "\n" not in str(caught.value)
 
 
@@ -133,11 +133,11 @@ def test_a_file_that_is_being_fetched_is_not_there_yet(monkeypatch, tmp_path):
 def test_a_damaged_file_is_refused(name, file, monkeypatch, tmp_path):
     SETS[name][0](tmp_path)
     accept(monkeypatch, tmp_path)
-    CATALOGUE[name](str(tmp_path), False, 0)
+    CATALOGUE[name](str(tmp_path), False)
     content = (tmp_path / file).read_bytes()
     (tmp_path / file).write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match=r"^--data_path .* is damaged .* copy it anew"):
-        CATALOGUE[name](str(tmp_path), False, 0)
+        CATALOGUE[name](str(tmp_path), False)
 
 
 def damaged(content: bytes) -> bytes:
@@ -158,7 +158,7 @@ def test_an_archive_with_another_checksum_is_named_and_not_unpacked(renamed, arc
         path = path.rename(path.with_name(path.name.replace(".", " (1).", 1)))
     name = "Split-MNIST" if "MNIST" in archive else "Split-CIFAR10"
     with pytest.raises(InputError) as caught:
-        CATALOGUE[name](str(tmp_path), False, 0)
+        CATALOGUE[name](str(tmp_path), False)
     message = str(caught.value)
     assert f", and {path} is not {Path(archive).name} as it is published (its checksum differs" in message
     assert "add --download to fetch" in message
@@ -206,7 +206,7 @@ def test_an_archive_is_used_where_that_is_safe(name, way, monkeypatch, tmp_path)
     archive = write_packed(name, monkeypatch, tmp_path / "data")
     WAYS[way](archive, tmp_path / "data")
     before = {path for path in (tmp_path / "data").rglob("*") if path.is_file()}
-    data = CATALOGUE[name](str(tmp_path / "data"), False, 0)
+    data = CATALOGUE[name](str(tmp_path / "data"), False)
     assert len(data.train) > 0
     assert before <= set((tmp_path / "data").rglob("*")), "files stay where they are"
 
@@ -216,7 +216,7 @@ def test_a_file_that_is_read_as_it_is_has_to_be_called_so(monkeypatch, tmp_path)
     accept(monkeypatch, tmp_path)
     (tmp_path / "test_32x32.mat").rename(tmp_path / "test_32x32 (1).mat")
     with pytest.raises(InputError, match=r"test_32x32 \(1\).mat is test_32x32.mat by its checksum; call it .*32.mat"):
-        CATALOGUE["Split-SVHN"](str(tmp_path), False, 0)
+        CATALOGUE["Split-SVHN"](str(tmp_path), False)
 
 
 @pytest.mark.parametrize("name", ["Split-CIFAR10", "Split-DTD", "Split-Food101", "Split-Flowers102"])
@@ -229,7 +229,7 @@ def test_a_tar_that_lacks_something_is_not_used(name, monkeypatch, tmp_path):
         entries = tar.getmembers()
     path.write_bytes(path.read_bytes()[:entries[len(entries) * 2 // 3].offset])
     with pytest.raises(InputError, match=r"^--data_path.*(it lacks|is not complete, .* is missing)"):
-        CATALOGUE[name](str(tmp_path / "data"), False, 0)
+        CATALOGUE[name](str(tmp_path / "data"), False)
 
 
 def test_cifar10_is_read_from_its_archive(monkeypatch, tmp_path):
@@ -238,13 +238,13 @@ def test_cifar10_is_read_from_its_archive(monkeypatch, tmp_path):
     published.write_cifar10(source)
     accept(monkeypatch, source)
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "tgz_md5", site().md5(tmp_path / "cifar-10-python.tar.gz"))
-    data = CATALOGUE["Split-CIFAR10"](str(tmp_path), False, 0)
+    data = CATALOGUE["Split-CIFAR10"](str(tmp_path), False)
     np.testing.assert_array_equal(data.train.pixels_NHWC, written["train"][0])
 
 
 def test_large_sets_stay_in_their_files(monkeypatch, tmp_path):
     published.write_dtd(tmp_path)
     accept(monkeypatch, tmp_path)
-    data = CATALOGUE["Split-DTD"](str(tmp_path), False, 0)
+    data = CATALOGUE["Split-DTD"](str(tmp_path), False)
     assert data.train.in_files
     assert data.train.store.root == str(tmp_path)

@@ -14,8 +14,8 @@ from errors import InputError
 CLASSES = ["ant", "bee", "cat"]
 
 
-def read(data_path, name: str, seed: int = 0):
-    return CATALOGUE[name](str(data_path), False, seed)
+def read(data_path, name: str):
+    return CATALOGUE[name](str(data_path), False)
 
 
 NAMED = ["Split-ImageNet-R", "Split-CUB200", "Split-Cars196", "Split-Scene67", "Split-TinyImagenet", "Split-NotMNIST",
@@ -27,7 +27,7 @@ NAMED = ["Split-ImageNet-R", "Split-CUB200", "Split-Cars196", "Split-Scene67", "
 def test_what_is_not_downloaded_gets_the_page_and_the_layout(name, download, tmp_path):
     write_files(tmp_path, class_folders(CLASSES, 2))  # some folder: not to be taken for the data set
     with pytest.raises(InputError, match=r"^--data_path .*give the folder that holds .*/.* see https?://") as caught:
-        CATALOGUE[name](str(tmp_path), download, 0)
+        CATALOGUE[name](str(tmp_path), download)
     assert ("--download" in str(caught.value)) == download
     assert "\n" not in str(caught.value)
 
@@ -44,11 +44,11 @@ def test_imagenet_r_as_published(where, tmp_path):
     else:
         write_files(tmp_path, files)
     path = {"folder": tmp_path / "imagenet-r", "archive": tmp_path / "imagenet-r.tar"}.get(where, tmp_path)
-    data = read(path, "Split-ImageNet-R", seed=3)
+    data = read(path, "Split-ImageNet-R")
     assert data.class_names == tuple(WNIDS)
     assert (len(data.train), len(data.test)) == (12, 3)
     assert Path(data.train.store.root) == tmp_path / "imagenet-r"
-    assert data.split["seed"] == 3
+    assert data.split["seed"] == 42
     if "archive" in where:
         assert (tmp_path / "imagenet-r.tar").read_bytes() == before
     assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()} - {"imagenet-r.tar"} == set(
