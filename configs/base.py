@@ -123,7 +123,7 @@ GROUPS: dict[str, list[Option]] = {
         _o("task_inc", boolean, False, "task-incremental test: logits outside the image's own task are -inf"),
         _o("replay_per_class", integer(0, 1_000_000), 0,
            "images of each class that are kept (L2P-R): from the second task on, each batch is joined by as many of "
-           "them; --train_mask does not concern these"),
+           "them, those of the task at hand among them; --train_mask does not concern these"),
     ],
     "prompts": [
         _o("prompt_method", str, "l2p", "L2P; DualPrompt; CODA-Prompt; OnePrompt, which has no pool; none: no prompts",

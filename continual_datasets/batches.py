@@ -87,7 +87,7 @@ class Batches:
         Args:
             steps: so many whole batches instead of each image once; where there are too few images, they come again
                 in another order, cut otherwise.
-            replay: images of earlier tasks, of which every batch has as many as it has new ones.
+            replay: images of tasks so far, of which every batch has as many as it has new ones.
         """
         count = self.images_per_epoch(images, steps)
         shares = [self._share_of_step(count, step) for step in range(first_step, self.steps_per_epoch(images, steps))]

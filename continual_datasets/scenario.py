@@ -71,7 +71,7 @@ class Task:
     train: LabelledImages
     test: LabelledImages
     replay: tuple[LabelledImages, ...] = ()
-    """What is remembered of the tasks before, each part from one store."""
+    """What is remembered of this task and those before, each part from one store; nothing in the first."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Scenario:
 
     @property
     def replay_size(self) -> tuple[int, int]:
-        """Images that are remembered before the last task, when there are most, and their bytes in memory or files."""
+        """Images that the last task remembers, when there are most, and their bytes in memory or files."""
         parts = self.tasks[-1].replay if self.tasks else ()
         return sum(map(len, parts)), sum(part.nbytes for part in parts)
 

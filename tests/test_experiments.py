@@ -101,12 +101,16 @@ def test_core50_trains_the_backbone_and_asks_a_frozen_copy(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "pool"), [
-    ("cifar100_l2p_jax", (10, 10, 4, 1.0)), ("cifar100_gaussian_l2p", (10, 5, 5, 0.1)),
-    ("five_datasets_l2p", (20, 10, 4, 0.5)), ("core50_l2p", (10, 5, 4, 1.0))])
+    ("cifar100_l2p_jax", (10, 10, 4, 1.0, "none")), ("cifar100_gaussian_l2p", (10, 5, 5, 0.1, "cls")),
+    ("five_datasets_l2p", (20, 10, 4, 0.5, "cls")), ("core50_l2p", (10, 5, 4, 1.0, "none"))])
 def test_pool_and_pull_are_those_of_the_official_settings(name, pool):
-    """Prompts, their length, how many are chosen, and the weight of the pull: google-research/l2p, configs/."""
+    """Prompts, their length, how many are chosen, the weight of the pull, the position embedding: google-research/l2p.
+
+    The stream's config is of its first release, which tiled the cls token's position over the prompts.
+    """
     options = parse([name]).options
-    assert tuple(options[option] for option in ("size", "length", "top_k", "pull_constraint_coeff")) == pool
+    assert tuple(options[option] for option in (
+        "size", "length", "top_k", "pull_constraint_coeff", "prompt_pos_embed")) == pool
 
 
 def test_task_incremental_needs_tasks_with_classes_of_their_own(tmp_path, capsys):
