@@ -231,7 +231,7 @@ def build_eval_transform(options: dict[str, Any], model: PromptedViT | None) -> 
         mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     elif options["input_norm"] == "model":
         mean, std = model_normalisation(model.backbone)
-    return EvalTransform(options["input_size"], mean, std)
+    return EvalTransform(options["input_size"], mean, std, options["crop_pct"])
 
 
 def build_batches(options: dict[str, Any], model: PromptedViT | None, device: torch.device,
@@ -246,14 +246,18 @@ def build_batches(options: dict[str, Any], model: PromptedViT | None, device: to
 
 
 class QuarterCosine(Scheduler):
-    """CODA-Prompt's schedule: lr · cos(99π·e/(200·(E-1))) in epoch e of E, which ends at 1.6 % of the first rate."""
+    """CODA-Prompt's schedule, and OVOR's: lr · cos(99π·(e-1)/(200·(E-1))) in epoch e of E, counted from 0.
+
+    Their code has the first rate in the second epoch, too, and never comes to the last one, of 1.6 %.
+    """
 
     def __init__(self, optimizer: torch.optim.Optimizer, epochs: int):
         super().__init__(optimizer, param_group_field="lr", initialize=True)
         self.epochs = epochs
 
     def _get_lr(self, t: int) -> list[float]:
-        factor = math.cos(99 * math.pi * min(t, self.epochs - 1) / (200 * max(self.epochs - 1, 1)))
+        done = min(max(t - 1, 0), self.epochs - 1)
+        factor = math.cos(99 * math.pi * done / (200 * max(self.epochs - 1, 1)))
         return [value * factor for value in self.base_values]
 
 

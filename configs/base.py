@@ -33,6 +33,7 @@ GROUPS: dict[str, list[Option]] = {
         _o("init_checkpoint", or_none(path), None, "backbone weights: official .npz, .safetensors or .pth"),
         _o("input_norm", str, "none", "pixels: none = [0, 1]; imagenet or the model's own mean and std",
            ("none", "imagenet", "model")),
+        _o("crop_pct", number(0.05, 1), 0.875, "test images: the side that is kept of the shorter one, as timm's"),
         _o("drop", number(0, 0.99), 0.0, "dropout rate in the prompted pass"),
         _o("drop_path", number(0, 0.99), 0.0, "stochastic depth rate in the prompted pass"),
         _o("freeze", word, ["backbone"],
@@ -68,7 +69,7 @@ GROUPS: dict[str, list[Option]] = {
         _o("lr", number(0, RATE), 0.03, "learning rate for a batch of 256"),
         _o("unscale_lr", boolean, True, "scale lr by the batch of one process, not of all processes together"),
         _o("sched", str, "constant", "schedule over the epochs of a task, or of the whole run: timm's; quarter_cosine: "
-           "CODA-Prompt's, lr * cos(0.495 pi * epoch / (epochs - 1))", SCHEDULES),
+           "CODA-Prompt's, lr * cos(0.495 pi * (epoch - 2) / (epochs - 1)) from the second epoch on", SCHEDULES),
         _o("warmup_epochs", integer(0, EPOCHS), 5, "epochs of linear warm-up (not with constant)"),
         _o("warmup_lr", number(0, RATE), 1e-6, "learning rate where the warm-up begins"),
         _o("min_lr", number(0, RATE), 1e-5, "lowest learning rate of cosine, tanh, poly, plateau"),

@@ -2,8 +2,8 @@
 
     python main.py imagenet_r_joint_finetune --data-path DIR
 
-Published with ViT-B/16 (ImageNet-21k): 84.6. A checkpoint holds the whole ViT. The split of the images is our own: see
-imagenet_r_l2p.
+Published with ViT-B/16 *fine-tuned on ImageNet-1k* and 30 epochs of SGD: 86.6. A checkpoint holds the whole ViT. The
+split of the images is our own: see imagenet_r_l2p.
 """
 
 from configs.cifar100_joint_finetune import DEFAULTS as CIFAR100

@@ -2,7 +2,8 @@
 
     python main.py imagenet_r_ncm --data-path DIR
 
-Published for ViT-B/16 (ImageNet-21k): 61.2. The split of the images is our own: see imagenet_r_l2p.
+Published for ViT-B/16 *fine-tuned on ImageNet-1k*: 61.2. ImageNet-21k weights are the default here. The
+split of the images is our own: see imagenet_r_l2p.
 """
 
 from configs.cifar100_ncm import DEFAULTS as CIFAR100

@@ -30,7 +30,7 @@ from errors import InputError
 CROP_TRIES = 10  # torchvision's RandomResizedCrop: so many boxes are tried before it falls back to a central one
 CROP_UNIFORMS = 2 * CROP_TRIES + 2  # an area and a ratio for each try; top and left for the first try that fits
 
-EVAL_RESIZE = 256 / 224  # shorter side of the resized image over the side of the central crop
+CROP_PCT = 224 / 256  # timm's name: the side of the central crop over the shorter side of the resized image
 WEIGHT_BITS = 22  # Pillow holds the weight 1 as 2**22
 CHUNK_VALUES = 300_000  # int32 values of a chunk of images, two of 224 pixels: its steps then stay in a CPU's cache
 
@@ -97,15 +97,17 @@ class TrainTransform:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Shorter side to int(256/224 · input_size) (bicubic), central crop, pixels to [0, 1], then (x − mean) / std.
+    """Shorter side to int(input_size / crop_pct) (bicubic), central crop, pixels to [0, 1], then (x − mean) / std.
 
-    An image that is not square keeps its aspect ratio. Sizes and offsets are rounded as torchvision's `Resize` and
-    `CenterCrop` round them. The fields say all that it computes, as `TrainTransform`'s do.
+    An image that is not square keeps its aspect ratio; off a square one, a `crop_pct` of 1 cuts nothing. Sizes and
+    offsets are rounded as torchvision's `Resize` and `CenterCrop` round them. The fields say all that it computes, as
+    `TrainTransform`'s do.
     """
 
     input_size: int = 224
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    crop_pct: float = CROP_PCT
 
     def __post_init__(self) -> None:
         _check_fields(self.input_size, self.mean, self.std)
@@ -114,12 +116,12 @@ class EvalTransform:
         """uint8 `[B, H, W, 3]` -> float32 `[B, 3, input_size, input_size]`. Raises ValueError as `TrainTransform`."""
         _check_images(images_BHWC)
         height, width = images_BHWC.shape[1:3]
-        rows, columns = _eval_taps(height, width, self.input_size, images_BHWC.device)
+        rows, columns = _eval_taps(height, width, self.input_size, self.crop_pct, images_BHWC.device)
         return self.normalised(resample(images_BHWC, rows, columns))
 
     def of_picture(self, picture: Image.Image) -> Tensor:
         """The same pixels from one RGB picture of any size, before `normalised`: uint8 `[3, S, S]`."""
-        width, height = (_eval_size(size, min(picture.size), self.input_size) for size in picture.size)
+        width, height = (_eval_size(size, min(picture.size), self.input_size, self.crop_pct) for size in picture.size)
         left, top = (round((size - self.input_size) / 2) for size in (width, height))
         whole = _resized(picture, width, height, Image.Resampling.BICUBIC)
         return _planes(whole.crop((left, top, left + self.input_size, top + self.input_size)))
@@ -276,10 +278,10 @@ def _normalised(
 
 
 @lru_cache(maxsize=16)
-def _eval_taps(height: int, width: int, input_size: int, device: torch.device) -> tuple[Taps, Taps]:
+def _eval_taps(height: int, width: int, input_size: int, crop_pct: float, device: torch.device) -> tuple[Taps, Taps]:
     """Taps for rows and columns: the resize, less what the central crop cuts off."""
     def axis(size: int) -> Taps:
-        resized = _eval_size(size, min(height, width), input_size)
+        resized = _eval_size(size, min(height, width), input_size, crop_pct)
         first = round((resized - input_size) / 2)
         start_1, length_1 = torch.tensor([[0], [size]])
         whole = resize_taps(start_1, length_1, size, resized, "bicubic")
@@ -288,9 +290,9 @@ def _eval_taps(height: int, width: int, input_size: int, device: torch.device) -
     return axis(height), axis(width)
 
 
-def _eval_size(size: int, shorter: int, input_size: int) -> int:
+def _eval_size(size: int, shorter: int, input_size: int, crop_pct: float) -> int:
     """A side of `size` pixels after the resize, in an image whose shorter side has `shorter`."""
-    return int(int(EVAL_RESIZE * input_size) * size / shorter)
+    return int(int(input_size / crop_pct) * size / shorter)
 
 
 def _resized(picture: Image.Image, width: int, height: int, kind: Image.Resampling) -> Image.Image:

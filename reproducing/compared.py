@@ -12,9 +12,10 @@ from typing import Any
 
 from configs.base import OPTIONS
 from configs.command import parse
+from continual_datasets.class_orders import is_drawn
 from errors import DamagedFileError, InputError
-from reproducing.published import AUGREG_IN21K, IN21K, SOME_IN21K, SOURCES, WEIGHTS, Published
-from reproducing.runs import Run, read_whole
+from reproducing.published import AUGREG_IN21K, IN21K, SHUFFLED, SOME_IN21K, SOURCES, WEIGHTS, Published
+from reproducing.runs import NATURAL, Run, read_whole
 
 HEADER = ("method", "Acc@1", "per image", "forgetting", "just learned", "trained values", "kept", "checkpoint",
           "seconds")
@@ -113,11 +114,14 @@ def reported_table(published: Sequence[Published], finished: Mapping[str, Sequen
         same = all(abs(round(gap, 2)) <= (WITHOUT_SPREAD if std is None else std) for gap, std in gaps)
         if runs[0]["config"]["options"]["init_checkpoint"]:  # a file may hold any weights
             same, conditions = False, f"{conditions}; reported with {entry.weights} weights"
+        if not same_order(runs, entry.order):
+            same, conditions = False, f"{conditions}; reported with order {entry.order}"
         rows.append((entry.method, ours, reported, " / ".join(f"{gap:+.2f}" for gap, _ in gaps), "✓" if same else "",
                      conditions, source))
     notes = [f"[{number}] {name}: {SOURCES[name]}" for number, name in enumerate(sources, start=1)]
     return "\n".join([aligned(rows), "", "Acc@1 / forgetting after the last task, percent. ✓: within the spread that "
-                      f"was reported, or {WITHOUT_SPREAD:g} point where none was; never for weights from a file.",
+                      f"was reported, or {WITHOUT_SPREAD:g} point where none was; never for weights from a file, or "
+                      "another order of classes.",
                       *notes])
 
 
@@ -158,9 +162,18 @@ def weights(config: Mapping[str, Any]) -> str:
 def told(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Weights, class order and protocol of a method's runs."""
     configs = [run["config"] for run in runs]
-    orders = {config["options"].get("class_order") or "natural" for config in configs}
-    return [f"{configs[0]['model']['name'].partition('.')[0]}, {weights(configs[0])}",
-            f"order {' '.join(sorted(orders))}", runs[0]["protocol"]]
+    return [f"{configs[0]['model']['name'].partition('.')[0]}, {weights(configs[0])}, "
+            f"{configs[0].get('precision', 'fp32')}", f"order {' '.join(sorted(_orders(runs)))}", runs[0]["protocol"]]
+
+
+def same_order(runs: Sequence[Mapping[str, Any]], reported: str) -> bool:
+    """Whether the runs' orders of classes are the reported one; for SHUFFLED, whether each of them is drawn."""
+    orders = _orders(runs)
+    return all(map(is_drawn, orders)) if reported == SHUFFLED else orders == {reported}
+
+
+def _orders(runs: Sequence[Mapping[str, Any]]) -> set[str]:
+    return {run["config"]["options"].get("class_order") or NATURAL for run in runs}
 
 
 # ---- accuracy against size ----

@@ -58,6 +58,7 @@ DEMO_FAST = {"l2p", "linear", "linear_align", "nearest_class_mean", "ridge", "ra
 # (docs/results.md).
 _FEW = ("--model deit_tiny_patch16_224 --input_norm imagenet --subsample 50 --subsample_test 20 --batch-size 16 "
         "--epochs 3 --lr")
+COSINE = "--sched cosine --warmup_epochs 0 --min_lr 0"  # what OnePrompt was measured with; OVOR's code has another
 FAST, SLOW, GENTLY = f"{_FEW} 0.16", f"{_FEW} 0.016", f"{_FEW} 0.0016"
 FEW = {
     "l2p": f"cifar100_l2p {FAST}",
@@ -70,11 +71,12 @@ FEW = {
     "one_prompt_no_pool": f"cifar100_l2p_nopos {FAST} --no-prompt_pool",
     "dualprompt": f"cifar100_dualprompt {FAST}",
     "coda": f"cifar100_coda {SLOW}",
-    "oneprompt": f"cifar100_oneprompt {SLOW}",
+    "oneprompt": f"cifar100_oneprompt {SLOW} {COSINE}",
     "l2p_align": f"cifar100_l2p_align {FAST}",
-    "oneprompt_align": f"cifar100_oneprompt {SLOW} --align",
+    "oneprompt_align": f"cifar100_oneprompt {SLOW} {COSINE} --align",
     "l2p_then_ranpac": f"cifar100_l2p_ranpac {FAST} --random_features 5000",
-    "oneprompt_then_ranpac": f"cifar100_oneprompt {SLOW} --epochs 20 --adapt first --head ridge --random_features 5000",
+    "oneprompt_then_ranpac": f"cifar100_oneprompt {SLOW} {COSINE} --epochs 20 --adapt first --head ridge "
+                             "--random_features 5000",
     "oneprompt_deep_then_ranpac": f"cifar100_oneprompt_ranpac {_FEW} 0.08 --random_features 5000",
     "linear": f"cifar100_linear {FAST}",
     "linear_align": f"cifar100_linear {FAST} --align",
@@ -85,7 +87,7 @@ FEW = {
     "drift_ranpac_mild_crops": f"cifar100_drift_ranpac {_FEW} 0.04 --random_features 5000 --scale 0.4 1",
     "oneprompt_deep_then_ranpac_mild_crops": f"cifar100_oneprompt_ranpac {_FEW} 0.08 --random_features 5000 "
                                              "--scale 0.4 1",
-    "oneprompt_then_ranpac_mild_crops": f"cifar100_oneprompt {_FEW} 0.04 --adapt first --head ridge "
+    "oneprompt_then_ranpac_mild_crops": f"cifar100_oneprompt {_FEW} 0.04 {COSINE} --adapt first --head ridge "
                                         "--random_features 5000 --scale 0.4 1",
     "drift_ignored": f"cifar100_drift_ranpac {_FEW} 0.04 --random_features 5000 --drift ignore",
     "fine_tuning": f"cifar100_finetune {GENTLY}",
@@ -94,24 +96,30 @@ FEW = {
     "joint_fine_tuning": f"cifar100_joint_finetune {GENTLY}",
 }
 
+# CODA-Prompt, OVOR and RanPAC tested on whole images of CIFAR-100; other methods with RanPAC's head get the same.
+UNCUT = "--crop_pct 1"
+# The official code before DualPrompt joined it. Which release made the numbers that others reported is not told.
+FIRST_RELEASE = "--length 5 --top_k 5 --pull_constraint_coeff 0.1 --prompt_pos_embed cls"
+
 TABLES = {
     "cifar100": Table("Split CIFAR-100 in 10 tasks, and its Gaussian stream", {
         "l2p": "cifar100_l2p",
         "l2p_official": "cifar100_l2p_jax --batch-size 128",
+        "l2p_official_first": f"cifar100_l2p_jax --batch-size 128 {FIRST_RELEASE}",
         "l2p_nopos": "cifar100_l2p_nopos",
         "l2p_replay": "cifar100_l2p_replay --batch-size 128",
         "dualprompt": "cifar100_dualprompt --batch-size 192",
-        "coda": "cifar100_coda",
-        "oneprompt": "cifar100_oneprompt",
+        "coda": f"cifar100_coda {UNCUT}",
+        "oneprompt": f"cifar100_oneprompt {UNCUT}",
         "l2p_align": "cifar100_l2p_align --batch-size 128",
-        "l2p_then_ranpac": "cifar100_l2p_ranpac --batch-size 128",
+        "l2p_then_ranpac": f"cifar100_l2p_ranpac --batch-size 128 {UNCUT}",
         "linear": "cifar100_linear",
-        "nearest_class_mean": "cifar100_ncm",
-        "ranpac": "cifar100_ranpac",
-        "oneprompt_deep_then_ranpac": "cifar100_oneprompt_ranpac",
-        "drift_ranpac": "cifar100_drift_ranpac",
+        "nearest_class_mean": f"cifar100_ncm {UNCUT}",
+        "ranpac": f"cifar100_ranpac {UNCUT}",
+        "oneprompt_deep_then_ranpac": f"cifar100_oneprompt_ranpac {UNCUT}",
+        "drift_ranpac": f"cifar100_drift_ranpac {UNCUT}",
         "fine_tuning": "cifar100_finetune",
-        "joint_linear": "cifar100_joint_linear",
+        "joint_linear": f"cifar100_joint_linear {UNCUT}",
         "joint_fine_tuning": "cifar100_joint_finetune",
         "gaussian": "cifar100_gaussian_l2p --batch-size 128",
     }, first_seed_only=frozenset({"nearest_class_mean"})),

@@ -185,7 +185,8 @@ SCHEDULED = ("--lr", 0.32, "--epochs", 5)  # 0.005 at batch 4
 
 
 def expected(epoch: int, epochs: int = 5, lr: float = 0.005) -> float:
-    return lr * math.cos(99 * math.pi * epoch / (200 * (epochs - 1)))
+    """The released code has the first rate in two epochs: its schedule is made at epoch 0 and then begins anew."""
+    return lr * math.cos(99 * math.pi * max(epoch - 1, 0) / (200 * (epochs - 1)))
 
 
 def test_the_schedule_is_its_formula_in_every_task_and_after_a_stop_within_one(data, tmp_path):
@@ -203,9 +204,10 @@ def test_the_schedule_is_its_formula_in_every_task_and_after_a_stop_within_one(d
     assert_same_results(tmp_path / "whole", tmp_path / "stopped")
 
 
+@pytest.mark.parametrize("experiment", ["cifar100_coda", "cifar100_oneprompt"])
 @pytest.mark.parametrize("epochs", [1, 2, 20])
-def test_the_schedule_of_few_and_of_many_epochs(epochs):
-    recipe = build_recipe(parse(["cifar100_coda", "--epochs", str(epochs), "--batch_size", "128"]).options)
+def test_the_schedule_of_few_and_of_many_epochs(epochs, experiment):
+    recipe = build_recipe(parse([experiment, "--epochs", str(epochs), "--batch_size", "128"]).options)
     optimizer = recipe.make_optimizer([("weight", nn.Parameter(torch.zeros(1, 1)))])
     schedule, found = recipe.make_schedule(optimizer, epochs), []
     for epoch in range(epochs):
@@ -213,4 +215,10 @@ def test_the_schedule_of_few_and_of_many_epochs(epochs):
         schedule.step(epoch + 1)
     assert found[0] == pytest.approx(0.001), "the published rate at the published batch"
     assert found == pytest.approx([expected(epoch, max(epochs, 2), 0.001) for epoch in range(epochs)])
-    assert epochs == 1 or found[-1] == pytest.approx(0.001 * math.cos(0.495 * math.pi))
+    assert epochs < 20 or [rate * 1000 for rate in found[:4] + found[-2:]] == pytest.approx(
+        [1, 1, 0.9967, 0.9866, 0.1784, 0.0974], abs=1e-4), "as the released code gives them"
+
+
+def test_the_penalty_is_that_of_the_later_released_scripts():
+    assert parse(["cifar100_coda"]).options["orthogonality"] == 0
+    assert parse(["imagenet_r_coda"]).options["orthogonality"] == 0

@@ -52,6 +52,7 @@ PROBES: dict[str, Probe] = {
     "init_checkpoint": Probe(("{weights}",), ("backbone", "first loss"), ("shapes", "lr")),
     "input_norm": Probe(("imagenet", "model"), ("first loss", "evaluation"), ("backbone",),
                         (*BASE, "--model", "test_vit")),
+    "crop_pct": Probe(("1",), ("evaluation",), ("first loss", "later loss", "learned")),
     "drop": Probe(("0.5",), ("first loss", "evaluation"), ("backbone", "lr")),
     "drop_path": Probe(("0.5",), ("first loss", "evaluation"), ("backbone", "lr")),
     "freeze": Probe(("", "blocks", "blocks patch_embed prompt"), ("shapes", "learned", "later loss"), ("lr",)),

@@ -104,7 +104,8 @@ REFERENCES = {  # the table of settings of the two reference implementations, an
 }
 IN_BOTH = {
     "model": "vit_base_patch16_224", "pretrained": True, "init_checkpoint": None, "input_size": 224,
-    "input_norm": "none", "dataset": "Split-CIFAR100", "shuffle": False, "subsample": None, "subsample_test": None,
+    "crop_pct": 0.875, "input_norm": "none", "dataset": "Split-CIFAR100", "shuffle": False, "subsample": None,
+    "subsample_test": None,
     "scale": [0.05, 1.0], "ratio": [3 / 4, 4 / 3], "hflip": 0.5, "drop": 0.0, "drop_path": 0.0, "opt": "adam",
     "opt_eps": 1e-8, "opt_betas": [0.9, 0.999], "weight_decay": 0.0, "clip_grad": 1.0, "reinit_optimizer": True,
     "sched": "constant", "head": "linear", "head_type": "prompt", "train_mask": True, "task_inc": False,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,8 +13,9 @@ from test_reproduce import rows
 
 from configs.command import parse
 from reproducing.compared import measured, reported_table
-from reproducing.published import IN1K, IN21K, SOME_IN21K, Published
+from reproducing.published import AUGREG_IN21K, IN1K, IN21K, PUBLISHED, SHUFFLED, SOME_IN21K, Published
 from reproducing.runs import Run
+from reproducing.tables import TABLES
 
 
 @pytest.mark.parametrize(("entry", "changes", "difference", "mark", "why"), [
@@ -29,8 +31,13 @@ from reproducing.runs import Run
     (Published("x", "L2P paper", 83.0), {"subsample": 50}, "not compared", "", "--subsample differs"),
     (Published("x", "L2P paper", 83.0), {"pretrained": False}, "not compared", "", "with ImageNet-21k weights"),
     (Published("x", "L2P paper", 83.0), {"init_checkpoint": "a/ViT-B_16.npz"}, "+0.00", "",
-     "from ViT-B_16.npz; order natural; batch vote over 16, class-incremental; reported with ImageNet-21k weights"),
-    (Published("x", "L2P paper", 83.0), {"class_order": "numpy:1993"}, "+0.00", "✓", "order numpy:1993"),
+     "from ViT-B_16.npz, fp32; order natural; batch vote over 16, class-incremental; reported with ImageNet-21k weights"),
+    (Published("x", "L2P paper", 83.0), {"class_order": "numpy:1993"}, "+0.00", "",
+     "order numpy:1993; batch vote over 16, class-incremental; reported with order natural"),
+    (Published("x", "L2P paper", 83.0, order="numpy:1993"), {"class_order": "numpy:1993"}, "+0.00", "✓", "numpy:1993"),
+    (Published("x", "L2P paper", 83.0, order="numpy:1993"), {}, "+0.00", "", "reported with order numpy:1993"),
+    (Published("x", "L2P paper", 83.0, order=SHUFFLED), {"class_order": "seed:3"}, "+0.00", "✓", "order seed:3"),
+    (Published("x", "L2P paper", 83.0, order=SHUFFLED), {}, "+0.00", "", "reported with order shuffled"),
 ])
 def test_a_tick_stands_only_where_numbers_compare(entry, changes, difference, mark, why, tmp_path):
     text = table_of(entry, "vit_base_patch16_224.orig_in21k", tmp_path, changes)
@@ -48,15 +55,57 @@ def test_weights_of_another_training_do_not_compare(tag, weights, compared, tmp_
     assert (rows(table_of(entry, f"vit_base_patch16_224.{tag}", tmp_path))[2][3] == "+0.00") == compared
 
 
-def table_of(entry: Published, model: str, folder: Path, changes: Mapping[str, Any] = MappingProxyType({})) -> str:
-    """The table of one run as main.py writes it, with Acc@1 83.0 and forgetting 6.0."""
+@pytest.mark.parametrize(("table", "method", "source"), [
+    ("cifar100", "l2p", "L2P PyTorch, first"), ("cifar100", "dualprompt", "DualPrompt PyTorch"),
+    ("imagenet_r", "dualprompt", "DualPrompt PyTorch"), ("cifar100", "l2p_replay", "L2P paper"),
+    ("core50", "l2p", "L2P paper"), ("cifar100", "oneprompt", "OVOR paper"),
+    ("cifar100", "joint_linear", "RanPAC paper")])
+def test_what_was_made_otherwise_is_shown_and_not_compared(table, method, source, tmp_path):
+    """Other augmentation, another loss, other cuts of test images: our number may agree by chance."""
+    entry = next(e for e in PUBLISHED[table] if (e.method, e.source) == (method, source))
+    tag = {IN21K: "orig_in21k", IN1K: "augreg_in21k_ft_in1k"}.get(entry.weights, "augreg_in21k")
+    row = rows(table_of(replace(entry, method="x"), f"vit_base_patch16_224.{tag}", tmp_path))[2]
+    assert (row[3], row[4]) == ("not compared", "")
+    assert entry.more in row[5]
+
+
+@pytest.mark.parametrize(("table", "method", "source", "acc1", "forgetting", "mark"), [
+    ("five_datasets", "l2p", "L2P PyTorch", 81.0, 3.0, "✓"), ("five_datasets", "l2p", "L2P PyTorch", 81.4, 3.0, ""),
+    ("cifar100", "dualprompt", "DualPrompt paper", 86.80, 5.20, "✓"),
+    ("cifar100", "dualprompt", "DualPrompt paper", 86.90, 5.20, ""),
+    ("cifar100", "dualprompt", "DualPrompt paper", 86.50, 5.30, ""),
+    ("cifar100", "dualprompt", "DualPrompt official, re-run", 86.0, 20.0, ""),
+    ("imagenet_r", "l2p", "DualPrompt paper", 62.2, 9.3, "✓"),
+    ("imagenet_r", "l2p", "DualPrompt paper", 62.3, 9.3, "")])
+def test_the_spread_is_the_reported_one(table, method, source, acc1, forgetting, mark, tmp_path):
+    entry = next(e for e in PUBLISHED[table] if (e.method, e.source) == (method, source))
+    text = table_of(replace(entry, method="x"), "vit_base_patch16_224.orig_in21k", tmp_path, acc1=acc1,
+                    forgetting=forgetting)
+    assert rows(text)[2][4] == mark
+
+
+def test_weights_orders_and_cuts_of_ranpacs_table():
+    """Its CIFAR-100 is with AugReg's ImageNet-21k, its ImageNet-R with what was fine-tuned; one order, whole images."""
+    for table, weights in (("cifar100", AUGREG_IN21K), ("imagenet_r", IN1K)):
+        entries = [entry for entry in PUBLISHED[table] if entry.source == "RanPAC paper"]
+        assert {entry.weights for entry in entries} == {weights}
+        assert {entry.order for entry in entries if not entry.more} == {"numpy:1993"}
+    assert all("--crop_pct 1" in TABLES["cifar100"].methods[method]
+               for method in ("nearest_class_mean", "ranpac", "joint_linear", "coda", "oneprompt"))
+    assert not any("--crop_pct" in line for line in TABLES["imagenet_r"].methods.values())
+
+
+def table_of(entry: Published, model: str, folder: Path, changes: Mapping[str, Any] = MappingProxyType({}),
+             acc1: float = 83.0, forgetting: float = 6.0) -> str:
+    """The table of one run as main.py writes it."""
     options = parse(["cifar100_l2p"]).options | changes
-    summary = {"acc@1": 83.0, "forgetting": 6.0, "replay_bytes": 0, "train_seconds": 1.0, "eval_seconds": 1.0,
+    summary = {"acc@1": acc1, "forgetting": forgetting, "replay_bytes": 0, "train_seconds": 1.0, "eval_seconds": 1.0,
                "trainable_parameters": 1, "protocol": "batch vote over 16, class-incremental",
                "config": {"options": options, "experiment": "cifar100_l2p",
                           "model": {"name": model, "backbone_sha256": "0"}}}
     (folder / "summary.json").write_text(json.dumps(summary))
-    (folder / "accuracy_matrix.csv").write_text("task,after_task_1,after_task_2\n1,86.0,80.0\n2,,86.0\n")
+    now, best, other = acc1 - forgetting / 2, acc1 + forgetting / 2, acc1 + forgetting / 2
+    (folder / "accuracy_matrix.csv").write_text(f"task,after_task_1,after_task_2\n1,{best},{now}\n2,,{other}\n")
     return reported_table([entry], {"x": [Run("x", folder, ())]}, {"x": "cifar100_l2p"})
 
 

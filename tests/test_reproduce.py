@@ -218,7 +218,7 @@ def test_a_dry_run_without_the_data_still_tells_the_commands(tmp_path):
                         "--no-pretrained", "--model", "vit_tiny_patch16_224", "--device", "cpu")
     assert code == 0
     command, estimate = out.splitlines()
-    assert command.startswith("not begun: python main.py cifar100_ncm --data_path")
+    assert command.startswith("not begun: python main.py cifar100_ncm --crop_pct 1 --data_path")
     assert estimate.startswith("nearest_class_mean: no estimate: ")
     assert "--download" in estimate
 

@@ -37,7 +37,7 @@ ALLOWED = {  # room (a top-level file or folder): the rooms that it may import; 
     "interruption": {"errors"},
     "speed_test": {"engine", "errors", "plan", "progress", "training", "utils"},
     "reproduce": {"configs", "errors", "main", "paths", "plots", "progress", "reporting", "reproducing"},
-    "reproducing": {"configs", "errors", "progress", "reporting", "resuming"},
+    "reproducing": {"configs", "continual_datasets", "errors", "progress", "reporting", "resuming"},
     "models": {"errors", "paths", "prompt", "prompt_methods", "utils"},
     "outputs": {"diagnosis", "errors", "evaluation", "kept_files", "metrics", "paths", "plots", "progress",
                 "tensorboard_file", "utils"},

@@ -6,6 +6,7 @@ import inspect
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_transform
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision import transforms
 from torchvision.transforms import functional
@@ -212,6 +213,17 @@ def test_eval_transform_equals_torchvision(height, width, size):
     torch.testing.assert_close(normalised, functional.normalize(ours, list(MEAN), list(STD)))
 
 
+@pytest.mark.parametrize("crop_pct", [1.0, 0.9, 0.5])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (40, 64), (33, 171)])
+def test_crop_pct_is_timms(height, width, crop_pct):
+    images_BHWC = pictures(2, height, width)
+    theirs = create_transform(48, interpolation="bicubic", crop_pct=crop_pct, mean=(0, 0, 0), std=(1, 1, 1))
+    expected = torch.stack([theirs(pillow(image)) for image in images_BHWC])
+    ours = EvalTransform(48, crop_pct=crop_pct)
+    assert (ours(images_BHWC) - expected).abs().max() < 1e-6
+    assert torch.equal(ours.of_picture(pillow(images_BHWC[0])), (expected[0] * 255).round().byte())
+
+
 def test_an_image_is_transformed_alike_in_any_batch():
     images_BHWC, uniforms_BU = pictures(11, 32, 32), numbers(11, TrainTransform.num_uniforms)
     train, evaluation = TrainTransform(160), EvalTransform(160)
@@ -249,9 +261,12 @@ def test_shapes_do_not_depend_on_data_and_a_device_needs_no_double():
 
 
 def test_equal_fields_make_equal_keys():
-    assert len({EvalTransform(32), EvalTransform(32), EvalTransform(32, MEAN, STD), EvalTransform(64)}) == 3
+    made = [EvalTransform(32), EvalTransform(32), EvalTransform(32, MEAN, STD), EvalTransform(64),
+            EvalTransform(32, crop_pct=1)]
+    assert len(set(made)) == 4
     assert repr(TrainTransform(32)) == repr(TrainTransform(32)) != repr(TrainTransform(32, hflip=0.0))
-    assert dataclasses.asdict(EvalTransform(32, MEAN, STD)) == {"input_size": 32, "mean": MEAN, "std": STD}
+    assert dataclasses.asdict(EvalTransform(32, MEAN, STD)) == {
+        "input_size": 32, "mean": MEAN, "std": STD, "crop_pct": 0.875}
 
 
 def test_wrong_arguments_are_refused():
