@@ -207,7 +207,7 @@ def _unknown(word: str, names: Collection[str], program: str = "main.py") -> str
 
 
 # The official program's config names and fields, and ours.
-_JAX_EXPERIMENTS = {"cifar100_l2p": "cifar100_l2p_jax"}
+_JAX_EXPERIMENTS = {"cifar100_l2p": "cifar100_l2p_jax", "five_datasets_l2p": "five_datasets_l2p_jax"}
 _JAX_OPTIONS = {"init_checkpoint": "init_checkpoint", "seed": "seed", "learning_rate": "lr", "num_epochs": "epochs",
                 "per_device_batch_size": "batch_size", "model_name": "model", "weight_decay": "weight_decay"}
 
