@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from configs import DEFAULT_EXPERIMENT, Experiment, experiment_names, load_experiment
-from configs.base import GROUPS, OPTIONS
+from configs.base import ALIASES, GROUPS, OPTIONS
 from configs.option import Option, boolean
 from errors import InputError
 
@@ -181,18 +181,22 @@ def _experiment(name: str) -> Experiment:
 
 
 def _plain_words(argv: Sequence[str]) -> list[str]:
-    """Options with underscores. A `--` alone is refused: argparse would take it out, and leave an empty list behind."""
+    """Options with underscores, short names in full.
+
+    A `--` alone is refused: argparse would take it out, and leave an empty list behind.
+    """
     for word in argv:
         if word == "--" or (word.startswith("--") and word.endswith("=--")):
             raise InputError(f"{word}: -- is no value; leave it out.")
-    return [_underscores(word) for word in argv]
+    return [_plain(word) for word in argv]
 
 
-def _underscores(word: str) -> str:
+def _plain(word: str) -> str:
     if not word.startswith("--"):
         return word
     name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
+    name = name[2:].replace("-", "_")
+    return "--" + ALIASES.get(name, name) + equals + value
 
 
 def _unknown(word: str, names: Collection[str], program: str = "main.py") -> str:
