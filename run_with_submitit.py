@@ -155,8 +155,8 @@ def submit(submission: Submission) -> int:
     except submitit.core.utils.FailedJobError as error:
         reasons = [line for line in str(error).splitlines() if line.strip()]
         raise InputError(f"Slurm refuses the job: {reasons[-1] if reasons else error}") from error
-    print(f"job {job.job_id}, logs: {job.paths.stdout} and {job.paths.stderr.name} (one pair for each process)",
-          flush=True)
+    print(f"job {job.job_id}, logs: {job.paths.stdout} and {job.paths.stderr.name} (one pair for each process: "
+          f"{submission.tasks_per_node} on each of {o['nodes']} node(s))", flush=True)
     return 0 if cluster == "slurm" else wait_for(job, job_dir)
 
 

@@ -179,3 +179,5 @@ GROUPS: dict[str, list[Option]] = {
     ],
 }
 OPTIONS: dict[str, Option] = {option.name: option for group in GROUPS.values() for option in group}
+ALIASES = {"dr": "decay_rate"}
+"""Short names that the PyTorch re-implementation has, too."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from configs import DEFAULT_EXPERIMENT, Experiment, experiment_names, load_experiment
-from configs.base import GROUPS, OPTIONS
+from configs.base import ALIASES, GROUPS, OPTIONS
 from configs.option import Option, boolean
 from errors import InputError
 
@@ -181,18 +181,22 @@ def _experiment(name: str) -> Experiment:
 
 
 def _plain_words(argv: Sequence[str]) -> list[str]:
-    """Options with underscores. A `--` alone is refused: argparse would take it out, and leave an empty list behind."""
+    """Options with underscores, short names in full.
+
+    A `--` alone is refused: argparse would take it out, and leave an empty list behind.
+    """
     for word in argv:
         if word == "--" or (word.startswith("--") and word.endswith("=--")):
             raise InputError(f"{word}: -- is no value; leave it out.")
-    return [_underscores(word) for word in argv]
+    return [_plain(word) for word in argv]
 
 
-def _underscores(word: str) -> str:
+def _plain(word: str) -> str:
     if not word.startswith("--"):
         return word
     name, equals, value = word.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
+    name = name[2:].replace("-", "_")
+    return "--" + ALIASES.get(name, name) + equals + value
 
 
 def _unknown(word: str, names: Collection[str], program: str = "main.py") -> str:
@@ -207,9 +211,15 @@ def _unknown(word: str, names: Collection[str], program: str = "main.py") -> str
 
 
 # The official program's config names and fields, and ours.
-_JAX_EXPERIMENTS = {"cifar100_l2p": "cifar100_l2p_jax"}
+_JAX_EXPERIMENTS = {"cifar100_l2p": "cifar100_l2p_jax", "five_datasets_l2p": "five_datasets_l2p_jax",
+                    "imr_dualprompt": "imagenet_r_dualprompt"}
 _JAX_OPTIONS = {"init_checkpoint": "init_checkpoint", "seed": "seed", "learning_rate": "lr", "num_epochs": "epochs",
-                "per_device_batch_size": "batch_size", "model_name": "model", "weight_decay": "weight_decay"}
+                "per_device_batch_size": "batch_size", "weight_decay": "weight_decay"}
+# Its models that timm has, with weights of ImageNet-21k. Its largest two drop a tenth of the values in training.
+_JAX_MODELS = {"ViT-B_16": "vit_base_patch16_224", "ViT-B_32": "vit_base_patch32_224.orig_in21k",
+               "ViT-L_16": "vit_large_patch16_224.orig_in21k", "ViT-L_32": "vit_large_patch32_224.orig_in21k",
+               "ViT-H_14": "vit_huge_patch14_224.orig_in21k", "ViT-S_16": "vit_small_patch16_224.augreg_in21k"}
+_JAX_DROPOUT = {"ViT-L_16": ["--drop", "0.1"], "ViT-H_14": ["--drop", "0.1"]}
 
 
 def translate_jax_command(argv: Sequence[str]) -> str:
@@ -229,6 +239,8 @@ def translate_jax_command(argv: Sequence[str]) -> str:
             command += ["--output_dir", value]
         elif key.startswith("--my_config.") and field in _JAX_OPTIONS:
             command += [f"--{_JAX_OPTIONS[field]}", value]
+        elif key.startswith("--my_config.") and field == "model_name" and value in _JAX_MODELS:
+            command += ["--model", _JAX_MODELS[value], *_JAX_DROPOUT.get(value, [])]
         else:
             untranslated.append(f"{key}={value}")
     ours = _JAX_EXPERIMENTS.get(experiment, experiment)

@@ -5,8 +5,8 @@
 `--download` fetches all but notMNIST, whose folder (`notMNIST/Train/` and `notMNIST/Test/`, or `notMNIST_small/`) or
 archive has to lie in DIR. One task for each data set, 10 classes each.
 
-Expected with ViT-B/16 (ImageNet-21k), published for that implementation: Acc@1 80.22 / forgetting 3.81. Paper: 81.14 /
-4.64; official code re-run by others 79.68 / 3.71.
+Expected with ViT-B/16 (ImageNet-21k), published for that implementation: Acc@1 80.22 / forgetting 3.81. The paper's
+numbers belong to five_datasets_l2p_jax.
 """
 
 DEFAULTS = {

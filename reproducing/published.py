@@ -92,8 +92,8 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
     ),
     "five_datasets": (
         Published("l2p", "L2P PyTorch", 80.22, 3.81),
-        Published("l2p", "L2P paper", 81.14, 4.64, 0.93, 0.52),
-        Published("l2p", "L2P official, re-run", 79.68, 3.71),
+        Published("l2p_official", "L2P paper", 81.14, 4.64, 0.93, 0.52),
+        Published("l2p_official", "L2P official, re-run", 79.68, 3.71),
     ),
     "core50": (Published("l2p", "L2P paper", 78.33, None, 0.06, more=TRAINED_CUTS),),
     "gaussian": (Published("gaussian", "L2P paper", 88.34, None, 0.14),),

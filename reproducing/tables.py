@@ -135,6 +135,7 @@ TABLES = {
     }, first_seed_only=frozenset({"nearest_class_mean"})),
     "five_datasets": Table("SVHN, MNIST, CIFAR-10, notMNIST, Fashion-MNIST: a task for each", {
         "l2p": "five_datasets_l2p",
+        "l2p_official": "five_datasets_l2p_jax --batch-size 128",
         "dualprompt": "five_datasets_dualprompt --batch-size 192",
     }),
     "core50": Table("CORe50, domain-incremental: the same 50 objects in eight sessions", {

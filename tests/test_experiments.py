@@ -102,7 +102,8 @@ def test_core50_trains_the_backbone_and_asks_a_frozen_copy(tmp_path):
 
 @pytest.mark.parametrize(("name", "pool"), [
     ("cifar100_l2p_jax", (10, 10, 4, 1.0, "none")), ("cifar100_gaussian_l2p", (10, 5, 5, 0.1, "cls")),
-    ("five_datasets_l2p", (20, 10, 4, 0.5, "cls")), ("core50_l2p", (10, 5, 4, 1.0, "none"))])
+    ("five_datasets_l2p_jax", (20, 10, 4, 0.5, "none")), ("five_datasets_l2p", (20, 10, 4, 0.5, "cls")),
+    ("core50_l2p", (10, 5, 4, 1.0, "none"))])
 def test_pool_and_pull_are_those_of_the_official_settings(name, pool):
     """Prompts, their length, how many are chosen, the weight of the pull, the position embedding: google-research/l2p.
 
@@ -111,6 +112,14 @@ def test_pool_and_pull_are_those_of_the_official_settings(name, pool):
     options = parse([name]).options
     assert tuple(options[option] for option in (
         "size", "length", "top_k", "pull_constraint_coeff", "prompt_pos_embed")) == pool
+
+
+def test_the_official_five_datasets_differ_from_its_cifar100_in_pool_pull_mask_and_data():
+    """google-research/l2p, configs/five_datasets_l2p.py; the order is that of libml/input_pipeline.py."""
+    five, cifar100 = (parse([name]).options for name in ("five_datasets_l2p_jax", "cifar100_l2p_jax"))
+    assert {name: five[name] for name in OPTIONS if five[name] != cifar100[name]} == {
+        "dataset": "CIFAR10,MNIST,SVHN,NotMNIST,FashionMNIST", "size": 20, "pull_constraint_coeff": 0.5,
+        "use_prompt_mask": True, "shared_prompt_pool": True, "output_dir": "./output/five_datasets_l2p_jax"}
 
 
 def test_task_incremental_needs_tasks_with_classes_of_their_own(tmp_path, capsys):

@@ -9,7 +9,7 @@ from fixtures import run_program
 
 import main
 from configs import experiment_names, load_experiment
-from configs.base import GROUPS, OPTIONS
+from configs.base import ALIASES, GROUPS, OPTIONS
 from configs.checks import check
 from configs.command import build_parser, default_options, parse
 from configs.option import boolean
@@ -194,10 +194,10 @@ REFERENCE_OPTIONS = {  # every option of the PyTorch reference that means someth
     "--weight-decay 0.05": 0.05, "--reinit_optimizer False": False, "--sched cosine": "cosine", "--lr 0.01": 0.01,
     "--lr-noise 0.3 0.6": [0.3, 0.6], "--lr-noise-pct 0.5": 0.5, "--lr-noise-std 0.8": 0.8, "--warmup-lr 1e-4": 1e-4,
     "--min-lr 1e-4": 1e-4, "--decay-epochs 3": 3.0, "--warmup-epochs 1": 1, "--cooldown-epochs 2": 2,
-    "--patience-epochs 3": 3, "--decay-rate 0.5": 0.5, "--unscale_lr False": False, "--data-path /data/": "/data/",
-    "--dataset Split-Glyphs": "Split-Glyphs", "--shuffle True": True, "--output_dir ./runs/a": "./runs/a",
-    "--device cuda": "cuda", "--seed 7": 7, "--eval": True, "--num_workers 2": 2, "--pin-mem": True,
-    "--no-pin-mem": False, "--world_size 2": 2, "--dist_url tcp://localhost:1234": "tcp://localhost:1234",
+    "--patience-epochs 3": 3, "--decay-rate 0.5": 0.5, "--dr 0.4": 0.4, "--unscale_lr False": False,
+    "--data-path /data/": "/data/", "--dataset Split-Glyphs": "Split-Glyphs", "--shuffle True": True,
+    "--output_dir ./runs/a": "./runs/a", "--device cuda": "cuda", "--seed 7": 7, "--eval": True, "--num_workers 2": 2,
+    "--pin-mem": True, "--no-pin-mem": False, "--world_size 2": 2, "--dist_url tcp://localhost:1234": "tcp://localhost:1234",
     "--num_tasks 5": 5, "--train_mask False": False, "--task_inc True": True, "--prompt_pool False": False,
     "--size 20": 20, "--length 10": 10, "--top_k 4": 4, "--initializer zero": "zero", "--prompt_key False": False,
     "--prompt_key_init zero": "zero", "--use_prompt_mask True": True, "--shared_prompt_pool True": True,
@@ -211,6 +211,7 @@ REFERENCE_OPTIONS = {  # every option of the PyTorch reference that means someth
 def test_every_option_of_the_pytorch_reference_keeps_its_name(line):
     flag, _, rest = line.partition(" ")
     name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+    name = ALIASES.get(name, name)
     for spelling in (flag, "--" + flag[2:].replace("_", "-"), "--" + flag[2:].replace("-", "_")):
         command = parse(shlex.split(f"{spelling} {rest}"))
         assert command.given == {name: REFERENCE_OPTIONS[line]}
@@ -243,6 +244,31 @@ INERT_LINES = {
     "train_interpolation": "--train-interpolation bicubic", "reprob": "--reprob 0.25", "remode": "--remode pixel",
     "recount": "--recount 1", "global_pool": "--global_pool token", "predefined_key": "--predefined_key ''",
 }
+
+
+# JH-LEE-KR/l2p-pytorch: what its parsers have, in configs/cifar100_l2p.py and configs/five_datasets_l2p.py alike.
+REFERENCE_FLAGS = """
+    --batch-size --epochs --model --input-size --pretrained --drop --drop-path --opt --opt-eps --opt-betas --clip-grad
+    --momentum --weight-decay --reinit_optimizer --sched --lr --lr-noise --lr-noise-pct --lr-noise-std --warmup-lr
+    --min-lr --decay-epochs --warmup-epochs --cooldown-epochs --patience-epochs --decay-rate --dr --unscale_lr
+    --color-jitter --aa --smoothing --train-interpolation --reprob --remode --recount --data-path --dataset --shuffle
+    --output_dir --device --seed --eval --num_workers --pin-mem --no-pin-mem --world_size --dist_url --num_tasks
+    --train_mask --task_inc --prompt_pool --size --length --top_k --initializer --prompt_key --prompt_key_init
+    --use_prompt_mask --shared_prompt_pool --shared_prompt_key --batchwise_prompt --embedding_key --predefined_key
+    --pull_constraint --pull_constraint_coeff --global_pool --head_type --freeze --print_freq"""
+# What the parser in main.py of its first releases had beside these.
+EARLIER_FLAGS = ("--classes_per_task", "--test_speed", "--only_test_speed", "--dist-eval", "--no_aug", "--visualize",
+                 "--prompt_idx")
+
+
+def test_the_tables_have_every_option_of_the_reference():
+    flags = [line.partition(" ")[0] for line in [*REFERENCE_OPTIONS, *INERT_LINES.values()]]
+    assert sorted(flags) == sorted(REFERENCE_FLAGS.split())
+
+
+def test_of_what_the_reference_has_dropped_only_the_classes_of_a_task_are_read():
+    assert parse([EARLIER_FLAGS[0], "5"]).given == {"classes_per_task": 5}
+    assert all(refusal(flag).startswith("unknown option --") for flag in EARLIER_FLAGS[1:])
 
 
 def test_what_does_nothing_is_known():

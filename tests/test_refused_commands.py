@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 import pytest
+import timm
+import torch
 from fixtures import ROOT, run_program
 from test_parser import EXPERIMENTS, refusal
 
@@ -15,6 +17,7 @@ from configs.base import OPTIONS
 from configs.checks import check
 from configs.command import parse
 from configs.option import boolean
+from models.weights import resolve_model_name
 
 
 # ---- what is not there ----
@@ -202,6 +205,17 @@ def test_an_error_is_one_line_on_standard_error_and_exit_code_2(tmp_path):
 
 
 # ---- the official program's syntax ----
+JAX_CONFIGS = {  # every file of google-research/l2p, configs/
+    "cifar100_l2p": "cifar100_l2p_jax", "cifar100_gaussian_l2p": "cifar100_gaussian_l2p",
+    "five_datasets_l2p": "five_datasets_l2p_jax", "core50_l2p": "core50_l2p",
+    "cifar100_dualprompt": "cifar100_dualprompt", "imr_dualprompt": "imagenet_r_dualprompt"}
+JAX_MODELS = {  # a name of its models/vit.py: timm's, and the width, blocks, patch and dropout that are written there
+    "ViT-S_16": ("vit_small_patch16_224.augreg_in21k", 384, 12, 16, 0.0),
+    "ViT-B_16": ("vit_base_patch16_224.orig_in21k", 768, 12, 16, 0.0),
+    "ViT-B_32": ("vit_base_patch32_224.orig_in21k", 768, 12, 32, 0.0),
+    "ViT-L_16": ("vit_large_patch16_224.orig_in21k", 1024, 24, 16, 0.1),
+    "ViT-L_32": ("vit_large_patch32_224.orig_in21k", 1024, 24, 32, 0.0),
+    "ViT-H_14": ("vit_huge_patch14_224.orig_in21k", 1280, 32, 14, 0.1)}
 JAX_LINES = {
     "--my_config configs/cifar100_l2p.py --workdir=./cifar100_l2p "
     "--my_config.init_checkpoint='<ViT-saved-path/ViT-B_16.npz>'":
@@ -226,6 +240,30 @@ def test_the_official_programs_syntax_is_answered_with_our_command(line):
         check(parse([experiment, *options]).options)  # what we advise works
     else:
         assert f"there is no experiment {experiment}: main.py --list" in message
+
+
+@pytest.mark.parametrize("config", JAX_CONFIGS)
+def test_every_official_config_is_an_experiment_here(config):
+    message = refusal(f"--my_config configs/{config}.py --workdir=./l2p --my_config.init_checkpoint=ViT-B_16.npz")
+    ours = f"main.py {JAX_CONFIGS[config]} --output_dir ./l2p --init_checkpoint ViT-B_16.npz"
+    assert message.endswith(ours)  # no remark that something is missing
+    check(parse(shlex.split(ours)[1:]).options)
+
+
+@pytest.mark.parametrize("model", JAX_MODELS)
+def test_every_official_model_is_one_of_timms(model):
+    message = refusal(f"--my_config configs/cifar100_l2p.py --my_config.model_name={model}")
+    options = parse(shlex.split(message.partition("main.py ")[2])).options
+    name, width, blocks, patch, drop = JAX_MODELS[model]
+    assert (resolve_model_name(options["model"])[0], options["drop"]) == (name, drop)
+    with torch.device("meta"):
+        vit = timm.create_model(name)
+    assert (vit.embed_dim, len(vit.blocks), vit.patch_embed.patch_size) == (width, blocks, (patch, patch))
+
+
+def test_an_official_model_that_timm_lacks_is_named():
+    message = refusal("--my_config configs/cifar100_l2p.py --my_config.model_name=ViT-B_16_2X2")
+    assert "main.py cifar100_l2p_jax (not translated: --my_config.model_name=ViT-B_16_2X2;" in message
 
 
 def test_fields_that_have_no_counterpart_are_named():

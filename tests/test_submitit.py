@@ -16,7 +16,7 @@ from launching import environment, run, summary, tiny
 
 import run_with_submitit
 from configs.base import OPTIONS
-from configs.launcher import LAUNCHER_GROUPS
+from configs.launcher import LAUNCHER_GROUPS, read_submission
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,26 @@ def test_help_shows_both_sets_of_options(capsys):
     assert "learning rate for a batch of 256 [0.01]" in text, "the experiment's defaults"
 
 
+def test_every_option_of_the_reference_is_one_here():
+    """Those that the script of this name in JH-LEE-KR/l2p-pytorch adds to main.py's."""
+    words = ("--shared_folder a --job_name b --nodes 3 --timeout 4 --job_dir c --nodelist d --gpus_per_node 5 "
+             "--cpus_per_task 6 --mem_gb 7 --partition e --use_volta32 --comment f")
+    given = {"shared_folder": "a", "job_name": "b", "nodes": 3, "timeout": 4, "job_dir": "c", "nodelist": "d",
+             "gpus_per_node": 5, "cpus_per_task": 6, "mem_gb": 7, "partition": "e", "use_volta32": True, "comment": "f"}
+    launcher = read_submission(words.split()).launcher
+    assert {name: launcher[name] for name in given} == given
+
+
+def test_a_job_that_names_no_size_is_one_process_on_one_gpu():
+    """The reference takes two machines with four GPUs each: docs/clusters.md."""
+    alone = read_submission(["cifar100_l2p", "--shared_folder", "a"])
+    assert (alone.launcher["nodes"], alone.gpus_per_node, alone.tasks_per_node) == (1, 1, 1)
+    theirs = read_submission(["cifar100_l2p", "--shared_folder", "a", "--nodes", "2", "--gpus_per_node", "4",
+                              "--mem_gb", "40"])
+    asked = run_with_submitit.job_parameters(theirs)
+    assert (asked["nodes"], asked["gpus_per_node"], asked["tasks_per_node"], asked["mem_gb"]) == (2, 4, 4, 40)
+
+
 # ---- jobs on this machine ----
 def submit(data: Path, shared: Path, *words: object, **options) -> subprocess.CompletedProcess:
     return run(sys.executable, ROOT / "run_with_submitit.py", *tiny(data, "--shared_folder", shared, "--cluster",
@@ -101,6 +121,7 @@ def test_a_local_job(tasks, data, tmp_path):
     assert done.returncode == 0, done.stderr
     job = re.match(r"job (\d+), logs: (\S+) ", done.stdout)
     assert Path(job[2]) == shared / job[1] / f"{job[1]}_0_log.out"
+    assert done.stdout.endswith(f"(one pair for each process: {tasks} on each of 1 node(s))\n")
     log = Path(job[2]).read_text()
     assert f"{tasks} process(es) on cpu" in log
     assert "after task 2/2" in log
