@@ -31,7 +31,7 @@ from reproducing.tables import TABLES
     (Published("x", "L2P paper", 83.0), {"subsample": 50}, "not compared", "", "--subsample differs"),
     (Published("x", "L2P paper", 83.0), {"pretrained": False}, "not compared", "", "with ImageNet-21k weights"),
     (Published("x", "L2P paper", 83.0), {"init_checkpoint": "a/ViT-B_16.npz"}, "+0.00", "",
-     "from ViT-B_16.npz, fp32; order natural; batch vote over 16, class-incremental; reported with ImageNet-21k weights"),
+     "ViT-B_16.npz, fp32; order natural; batch vote over 16, class-incremental; reported with ImageNet-21k weights"),
     (Published("x", "L2P paper", 83.0), {"class_order": "numpy:1993"}, "+0.00", "",
      "order numpy:1993; batch vote over 16, class-incremental; reported with order natural"),
     (Published("x", "L2P paper", 83.0, order="numpy:1993"), {"class_order": "numpy:1993"}, "+0.00", "✓", "numpy:1993"),
