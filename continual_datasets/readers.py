@@ -70,9 +70,9 @@ CATALOGUE: dict[str, Reader] = {
         page="https://web.mit.edu/torralba/www/indoor.html",
         layout="indoorCVPR_09/Images/CLASS/*.jpg (split 80/20), or Scene67/train/CLASS/ and Scene67/test/CLASS/"),
     "Split-TinyImagenet": partial(
-        read_folder, names=("tiny-imagenet-200",), test_kinds=("val",),
+        read_folder, names=("tiny-imagenet-200",), test_kinds=("val", "test"),  # as published, test/ has no labels
         page="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-        layout="tiny-imagenet-200/train/WNID/images/*.JPEG and tiny-imagenet-200/val/ as published"),
+        layout="tiny-imagenet-200/train/WNID/images/*.JPEG and tiny-imagenet-200/val/ as published, or test/WNID/"),
     OWN_FOLDER: read_folder,
     "Split-NPZ": read_npz,
     "CORe50": read_core50,

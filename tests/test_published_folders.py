@@ -96,6 +96,19 @@ def test_tinyimagenet_as_published(tmp_path):
     assert not data.notes, "its lists of boxes are as published"
 
 
+def test_tinyimagenet_as_the_pytorch_reimplementation_leaves_it(tmp_path):
+    """It moves the images of `val/` into `test/WNID/images/` and removes `val/`."""
+    image = encoded(pictures(1, 64, 64)[0])
+    write_files(tmp_path / "tiny-imagenet-200", {
+        f"{part}/{wnid}/images/{n}.JPEG": image for wnid in WNIDS for part, ns in (("train", "012"), ("test", "3"))
+        for n in ns})
+    for path in (tmp_path, tmp_path / "tiny-imagenet-200"):
+        data = read(path, "Split-TinyImagenet")
+        assert data.class_names == tuple(WNIDS)
+        assert sorted(data.test.names_N) == [f"test/{wnid}/images/3.JPEG" for wnid in WNIDS]
+        assert (len(data.train), data.split) == (9, None)
+
+
 ANNOTATIONS = {
     "another encoding": ("val_0.JPEG\tn01443537\t\xe9t\xe9\n".encode("latin-1"), "cannot be read as a text file"),
     "cut short": (f"val_0.JPEG\t{WNIDS[0]}\n".encode(), "do not belong together: only one of them has val_1.JPEG"),
