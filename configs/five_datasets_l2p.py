@@ -2,8 +2,9 @@
 
     python main.py five_datasets_l2p --data-path DIR --download
 
-`--download` fetches all but notMNIST, whose folder (`notMNIST/Train/` and `notMNIST/Test/`, or `notMNIST_small/`) or
-archive has to lie in DIR. One task for each data set, 10 classes each.
+`--download` fetches all but notMNIST, which has to lie in DIR: `notMNIST.zip` (docs/data.md says where it is), or its
+`notMNIST/Train/` and `notMNIST/Test/`. With `notMNIST_small/` a fifth of each class is drawn for the test, and
+the numbers below do not compare. One task for each data set, 10 classes each.
 
 Expected with ViT-B/16 (ImageNet-21k), published for that implementation: Acc@1 80.22 / forgetting 3.81. The paper's
 numbers belong to five_datasets_l2p_jax.

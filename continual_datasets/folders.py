@@ -23,6 +23,8 @@ from paths import outside_path
 
 TEST_SHARE = 0.2
 
+NOTMNIST_PAGE = "https://github.com/facebookresearch/Adversarial-Continual-Learning/raw/main/data/notMNIST.zip"
+
 SPLIT_SEED = 42  # draws the test of a folder without one; the same for every --seed, so that runs of several compare
 CORE50_TRAIN, CORE50_TEST = (1, 2, 4, 5, 6, 8, 9, 11), (3, 7, 10)
 CORE50_OBJECTS = 50
@@ -58,10 +60,14 @@ def read_folder(data_path: str, download: bool = False, *, names: tuple[str, ...
 
 
 def read_notmnist(data_path: str, download: bool = False) -> Dataset:
-    """notMNIST, `Train/` and `Test/` or one folder split 80/20; its unreadable images are left out and counted."""
+    """notMNIST, its unreadable images left out and counted.
+
+    As the PyTorch re-implementation has it, `Train/` and `Test/`; or one folder split 80/20, which is another test.
+    """
     data = read_folder(data_path, download, names=("notMNIST", "notMNIST_small", "notMNIST_large"),
-                       layout="notMNIST/Train/A/ … and notMNIST/Test/A/ …, or notMNIST_small/A/ … J/, or their archive",
-                       page="http://yaroslavvb.blogspot.com/2011/09/notmnist-dataset.html")
+                       page=NOTMNIST_PAGE,
+                       layout="notMNIST.zip, or notMNIST/Train/A/ … and notMNIST/Test/A/ … from it (or "
+                              "notMNIST_small/A/ … J/, which is split 80/20 and has another test)")
     (train, bad_train), (test, bad_test) = (_in_memory(images) for images in (data.train, data.test))
     notes = data.notes
     if bad := bad_train + bad_test:

@@ -1,6 +1,8 @@
 """Data sets that are published as folders: each as its page gives it, or as people unpack it."""
 
 import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -158,6 +160,18 @@ def test_notmnist_in_both_layouts_without_what_cannot_be_read(layout, tmp_path):
     (note,) = data.notes
     assert note.startswith("notMNIST: 2 of 52 images cannot be read and are left out, ")
     assert (data.split is None) == (layout == "parts")
+
+
+def test_notmnist_from_the_zip_that_the_message_names(tmp_path):
+    with pytest.raises(InputError) as caught:
+        read(tmp_path, "Split-NotMNIST")
+    page = re.search(r"see (https://\S+)\.$", str(caught.value))[1]
+    assert page.endswith("facebookresearch/Adversarial-Continual-Learning/raw/main/data/notMNIST.zip")
+    assert "notMNIST_small/A/ … J/, which is split 80/20 and has another test" in str(caught.value)
+    write_files(tmp_path / "unpacked" / "notMNIST", under("Train", letters(2)) | under("Test", letters(1, seed=50)))
+    shutil.make_archive(str(tmp_path / "data" / Path(page).stem), "zip", tmp_path / "unpacked")
+    data = read(tmp_path / "data", "Split-NotMNIST")
+    assert (len(data.train), len(data.test), data.split) == (20, 10, None)
 
 
 def write_core50(root: Path, per_session: int) -> None:
