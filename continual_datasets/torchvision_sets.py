@@ -43,6 +43,8 @@ class Published:
     """(the class, data_path) -> its files."""
     parts: tuple[dict[str, Any], dict[str, Any]] = ({"split": "train"}, {"split": "test"})
     """What the class takes to read the training and the test images."""
+    also_called: str = ""
+    """Another program's class of the same files: torchvision calls the folder of some as their class."""
 
 
 def read(data_path: str, download: bool, *, of: Published) -> Dataset:
@@ -57,6 +59,8 @@ def read(data_path: str, download: bool, *, of: Published) -> Dataset:
     if root.exists() and not root.is_dir():
         raise InputError(f"--data_path {data_path} is no folder; give the one that holds {of.layout}.")
     reader = getattr(torchvision.datasets, of.class_name)
+    if of.also_called and (root / of.also_called).is_dir() and not (root / of.class_name).is_dir():
+        reader = type(of.also_called, (reader,), {})
     sources = list(of.sources(reader, root))
     _obtain(data_path, download, of, root, sources)
     folder = sources[0].gives[0].parent
@@ -234,7 +238,7 @@ def _dtd(reader: type, root: Path) -> Iterator[Source]:
 _TRAIN_OR_NOT = {"train": True}, {"train": False}
 CIFAR10 = Published("CIFAR10", "CIFAR-10", "cifar-10-batches-py/", _cifar, _TRAIN_OR_NOT)
 CIFAR100 = Published("CIFAR100", "CIFAR-100", "cifar-100-python/", _cifar, _TRAIN_OR_NOT)
-MNIST = Published("MNIST", "MNIST", "MNIST/raw/", _mnist, _TRAIN_OR_NOT)
+MNIST = Published("MNIST", "MNIST", "MNIST/raw/", _mnist, _TRAIN_OR_NOT, "MNIST_RGB")
 FASHION_MNIST = Published("FashionMNIST", "Fashion-MNIST", "FashionMNIST/raw/", _mnist, _TRAIN_OR_NOT)
 SVHN = Published("SVHN", "SVHN", "train_32x32.mat and test_32x32.mat", _svhn)
 FLOWERS102 = Published("Flowers102", "Flowers102", "flowers-102/", _flowers)

@@ -70,6 +70,21 @@ def test_a_set_holds_what_its_files_hold(name, monkeypatch, tmp_path):
     assert not list(tmp_path.rglob(".*")), "nothing temporary is left"
 
 
+def test_mnist_in_the_folder_of_the_pytorch_reimplementation(monkeypatch, tmp_path):
+    """Its class is called MNIST_RGB, and so is the folder that torchvision makes for it."""
+    written = published.write_mnist(tmp_path)
+    accept(monkeypatch, tmp_path)
+    (tmp_path / "MNIST").rename(tmp_path / "MNIST_RGB")
+    data = CATALOGUE["Split-MNIST"](str(tmp_path), False)
+    np.testing.assert_array_equal(data.test.pixels_NHWC, written["test"][0])
+    assert data.class_names[3] == "3 - three"
+    assert [path.name for path in tmp_path.iterdir()] == ["MNIST_RGB"]
+    (tmp_path / "MNIST_RGB" / "raw" / "t10k-labels-idx1-ubyte").unlink()
+    (tmp_path / "MNIST_RGB" / "raw" / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(InputError, match=r"no t10k-labels-idx1-ubyte in .*MNIST_RGB/raw; give the folder that holds"):
+        CATALOGUE["Split-MNIST"](str(tmp_path), False)
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_what_is_missing_is_named_with_the_ways_out(name, tmp_path):
     *_, lacking = SETS[name]
