@@ -4,7 +4,7 @@ Names are those of the PyTorch re-implementation where it has them, and so are t
 CIFAR-100. `configs.command` reads command lines with them.
 """
 
-from configs.option import EPOCHS, RATE, Option, boolean, integer, meeting_place, number, or_none, path, word
+from configs.option import EPOCHS, RATE, Option, boolean, datasets, integer, meeting_place, number, or_none, path, word
 
 INITIALIZERS = ("uniform", "flax_uniform", "zero", "normal")
 SCHEDULES = ("constant", "cosine", "quarter_cosine", "tanh", "step", "multistep", "poly", "plateau")
@@ -84,7 +84,7 @@ GROUPS: dict[str, list[Option]] = {
         _o("lr_noise_std", number(0, 100), 1.0, "standard deviation of that noise"),
     ],
     "data": [
-        _o("dataset", str, "Split-CIFAR100",
+        _o("dataset", datasets, "Split-CIFAR100",
            "a data set of the catalogue (a wrong name prints all), or several with commas between: a task for each"),
         _o("data_path", path, "/local_datasets/", "folder of the data, an archive of it, or an .npz file"),
         _o("download", boolean, False, "fetch missing files into data_path", run_only=True),

@@ -73,6 +73,17 @@ def boolean(text: str) -> bool:
     return words[text.lower()]
 
 
+_OF_THE_REFERENCE = {"Imagenet-R": "ImageNet-R", "Flower102": "Flowers102", "Split-Imagenet-R": "Split-ImageNet-R",
+                     "Split-Flower102": "Split-Flowers102"}
+
+
+def datasets(text: str) -> str:
+    """Names of data sets, with ours in the place of other names in the PyTorch re-implementation."""
+    if text == "CIFAR100":  # of its first releases, which know no other
+        return "Split-CIFAR100"
+    return ",".join(_OF_THE_REFERENCE.get(name.strip(), name) for name in text.split(","))
+
+
 def word(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("'' is no word; for an empty list give the option alone")

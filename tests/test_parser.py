@@ -13,6 +13,7 @@ from configs.base import ALIASES, GROUPS, OPTIONS
 from configs.checks import check
 from configs.command import build_parser, default_options, parse
 from configs.option import boolean
+from continual_datasets.readers import names_of
 from continual_datasets.scenario import DEFAULT_TASKS
 from errors import InputError
 
@@ -216,6 +217,25 @@ def test_every_option_of_the_pytorch_reference_keeps_its_name(line):
         command = parse(shlex.split(f"{spelling} {rest}"))
         assert command.given == {name: REFERENCE_OPTIONS[line]}
         assert command.warnings == []
+
+
+OF_THE_REFERENCE = ("CIFAR100", "CIFAR10", "MNIST", "FashionMNIST", "SVHN", "NotMNIST", "Flower102", "Cars196",
+                    "CUB200", "Scene67", "TinyImagenet", "Imagenet-R")
+
+
+@pytest.mark.parametrize("name", OF_THE_REFERENCE)
+def test_every_data_set_of_the_pytorch_reference_keeps_its_name(name):
+    """What is saved is our own name, so that runs under either compare."""
+    ours = {"Flower102": "Flowers102", "Imagenet-R": "ImageNet-R"}.get(name, name)
+    assert values(f"--dataset Split-{name}") == {"dataset": f"Split-{ours}"}
+    assert names_of(f"Split-{ours}") == [f"Split-{ours}"]
+    listed = values(f"--dataset SVHN,{name}")["dataset"]
+    assert (listed, names_of(listed)) == (f"SVHN,{ours}", ["Split-SVHN", f"Split-{ours}"])
+
+
+def test_the_one_data_set_of_its_first_releases():
+    assert values("--dataset CIFAR100") == {"dataset": "Split-CIFAR100"}
+    assert values("--dataset 'MNIST, Split-Folder'") == {"dataset": "MNIST, Split-Folder"}, "all others as they are"
 
 
 @pytest.mark.parametrize("line", [
