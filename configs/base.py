@@ -88,7 +88,8 @@ GROUPS: dict[str, list[Option]] = {
            "a data set of the catalogue (a wrong name prints all), or several with commas between: a task for each"),
         _o("data_path", path, "/local_datasets/", "folder of the data, an archive of it, or an .npz file"),
         _o("download", boolean, False, "fetch missing files into data_path", run_only=True),
-        _o("shuffle", boolean, False, "shuffle the order of the classes by seed before they are split into tasks"),
+        _o("shuffle", boolean, False, "shuffle by seed the order of the classes before they are split into "
+           "tasks, or of the data sets in a list"),
         _o("class_order", or_none(path), None,
            "order of the classes: a file with one (name or number) on each line; seed or seed:N shuffles; numpy:N "
            "shuffles as numpy.random.seed(N) and permutation do; none: as numbered"),

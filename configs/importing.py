@@ -70,7 +70,11 @@ def translated(reference: dict[str, Any], given: dict[str, Any]) -> tuple[dict[s
             options[name] = _value(option, value)
     options |= {"precision": "fp32"} | given  # it knows no other
     if options["shuffle"] and "shuffle" not in given:
-        if options["class_order"] is None:
+        if options["dataset"] == "5-datasets" or "," in options["dataset"]:
+            if "dataset" not in given:
+                raise InputError("--dataset A,B,… is missing: the reference shuffled its data sets (--shuffle) and did "
+                                 "not save their order, but printed it; give them in that order.")
+        elif options["class_order"] is None:
             raise InputError("--class_order FILE is missing: the reference shuffled its classes (--shuffle) and did "
                              "not save their order; write it into a file, a class on each line.")
         options["shuffle"] = False

@@ -22,6 +22,7 @@ from continual_datasets.scenario import (
     one_task_each,
     split_by_class,
 )
+from continual_datasets.scenario import class_order as drawn_order
 from continual_datasets.streams import GaussianSchedule, gaussian_stream
 from errors import InputError
 
@@ -39,6 +40,7 @@ def build_scenario(dataset: str, data_path: str, *, download: bool, num_tasks: i
     or, with a `schedule`, becomes a stream without tasks.
 
     Args:
+        shuffle: draw the order of the classes by `seed`, or, of a list, that of the data sets.
         turn_photos: stand the photos of one's own folder upright, as their EXIF says. Published data sets are read as
             torchvision does, which turns none.
 
@@ -46,6 +48,8 @@ def build_scenario(dataset: str, data_path: str, *, download: bool, num_tasks: i
         InputError: an unknown data set, missing or unusable files, classes that cannot be shared out as asked.
     """
     names = names_of(dataset)
+    if len(names) > 1:
+        names = [names[place] for place in drawn_order(len(names), shuffle, seed)]
     data = [CATALOGUE[name](data_path, download) for name in names]
     for name, each in zip(names, data, strict=True):
         if name == OWN_FOLDER:
@@ -68,7 +72,7 @@ def build_scenario(dataset: str, data_path: str, *, download: bool, num_tasks: i
         if mixed := [name for name, each in zip(names, data, strict=True) if isinstance(each, Sessions)]:
             raise InputError(f"--dataset {dataset}: {mixed[0]} has sessions and cannot be one task of a list.")
         scenario = one_task_each(data, [name.removeprefix("Split-") for name in names])
-        _refuse_options_of_classes(f"--dataset {dataset} has one task for each data set", scenario, num_tasks, shuffle,
+        _refuse_options_of_classes(f"--dataset {dataset} has one task for each data set", scenario, num_tasks, False,
                                    classes_per_task, class_order)
     if all_at_once:
         if scenario.setting is not CLASS_INCREMENTAL or len(data) > 1:

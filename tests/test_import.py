@@ -170,6 +170,7 @@ def test_a_part_of_the_tasks(small, tmp_path, capsys):
 
 CHANGES = {
     "shuffled classes": ({"shuffle": True}, "--class_order FILE is missing: the reference shuffled its classes"),
+    "shuffled data sets": ({"shuffle": True, "dataset": "MNIST,SVHN"}, "--dataset A,B,… is missing: the reference "),
     "an unknown schedule": ({"sched": "onecycle"}, "the reference ran with --sched 'onecycle', which this program"),
     "another length": ({"length": 4}, "does not fit the model of these options: backbone.pos_embed, prompt.prompts"),
     "another model": ({"model": "deit_tiny_patch16_224"}, "does not fit the model of these options"),

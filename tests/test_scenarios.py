@@ -180,9 +180,28 @@ def test_names_in_a_list():
 def test_options_of_one_data_set_do_not_go_with_several(tmp_path):
     (tmp_path / "x").mkdir()
     assert len(build(tmp_path, "Glyphs,Glyphs", num_tasks=2, subsample=2, subsample_test=1).tasks) == 2
-    for option, value in (("num_tasks", 3), ("shuffle", True), ("class_order", "seed"), ("classes_per_task", 2)):
+    for option, value in (("num_tasks", 3), ("class_order", "seed"), ("classes_per_task", 2)):
         with pytest.raises(InputError, match=f"one task for each data set, 2 in all: leave --{option}"):
             build(tmp_path, "Glyphs,Glyphs", **{option: value})
+
+
+def test_shuffle_draws_the_order_of_several_data_sets(tmp_path):
+    """Each keeps its own classes and images: a label is the place of the class behind those of the tasks before."""
+    folders = {"Cars196": "cars196", "CUB200": "CUB_200_2011", "Scene67": "Scene67"}
+    for name, folder in folders.items():
+        write_files(tmp_path / folder, class_folders([f"{name} a", f"{name} b"], 2, (8, 8)))
+    assert build(tmp_path, ",".join(folders)).class_names[::2] == tuple(f"{name}: {name} a" for name in folders)
+    orders = []
+    for seed in range(12):
+        scenario, again = (build(tmp_path, ",".join(folders), shuffle=True, seed=seed) for _ in range(2))
+        assert again.fingerprint == scenario.fingerprint
+        assert [task.classes for task in scenario.tasks] == [(0, 1), (2, 3), (4, 5)]
+        orders.append(tuple(name.partition(":")[0] for name in scenario.class_names[::2]))
+        for task, name in zip(scenario.tasks, orders[-1], strict=True):
+            assert task.train.names_N[0].split("/")[0] == f"{name} a"
+            assert set(task.train.labels_N) == set(task.test.labels_N) == set(task.classes)
+    assert {tuple(sorted(order)) for order in orders} == {tuple(sorted(folders))}
+    assert len(set(orders)) > 2
 
 
 # ---- the record ----
