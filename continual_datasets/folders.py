@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from continual_datasets.images import LabelledImages, images_in_files, images_in
 from continual_datasets.large_images import read_picture
 from continual_datasets.parts import Parts, find_classes, find_parts
 from continual_datasets.scenario import Dataset, Sessions
+from continual_datasets.split_lists import Listed, ListReader
 from errors import InputError
 from paths import outside_path
 
@@ -32,7 +34,8 @@ CORE50_OBJECTS = 50
 
 def read_folder(data_path: str, download: bool = False, *, names: tuple[str, ...] = (),
                 layout: str = "train/CLASS/ and test/CLASS/ (or val/CLASS/), or CLASS/", page: str = "",
-                test_kinds: tuple[str, ...] = ("test", "val"), inner: str = "") -> Dataset:
+                test_kinds: tuple[str, ...] = ("test", "val"), inner: str = "",
+                read_lists: ListReader | None = None) -> Dataset:
     """Images in `train/<class>/` and `test/<class>/` (or `val/`), or in `<class>/`, split 80/20.
 
     Args:
@@ -41,6 +44,7 @@ def read_folder(data_path: str, download: bool = False, *, names: tuple[str, ...
         layout, page: what to say when it is not there.
         test_kinds: which of `test` and `val` hold test images, the first first.
         inner: the folder in it that holds the folders of classes, where it has no train/ and test/.
+        read_lists: reads the published lists of training and test images, by which it is split then if they are there.
 
     Raises:
         InputError: no such folder, no images, images in no class's folder, or classes that differ between training
@@ -49,10 +53,14 @@ def read_folder(data_path: str, download: bool = False, *, names: tuple[str, ...
     with _readable(data_path):
         root = _locate(data_path, download, names, layout, page, test_kinds)
         parts = find_parts(data_path, root, test_kinds)
+        listed = read_lists(data_path, root) if read_lists and not parts else None
         if not parts and inner and (root / inner).is_dir():
             root = root / inner
         parts = parts or find_classes(data_path, root, test_kinds)
-        data = _read_parts(data_path, parts) if parts.train else _read_and_split(data_path, parts.root)
+        if parts.train:
+            data = _read_parts(data_path, parts)
+        else:
+            data = _read_listed(data_path, parts.root, listed) if listed else _read_and_split(data_path, parts.root)
     if len(data.class_names) == 1:
         raise InputError(f"--data_path {data_path}: {parts.train or parts.root} holds one class alone, "
                          f"{data.class_names[0]}/; give each class a folder of its own there.")
@@ -145,12 +153,25 @@ def _read_parts(data_path: str, parts: Parts) -> Dataset:
     if parts.unused:
         notes = (f"{', '.join(parts.unused[:5])} in {parts.root}: left out, because only {parts.train.name} and "
                  f"{parts.test.name} are read.", *notes)
-    names, images = tuple(in_train), []
-    for folder, by_class in ((parts.train, in_train), (parts.test, in_test)):
-        before = folder.relative_to(parts.root).as_posix()
-        images.append(_image_files(parts.root, [f"{before}/{file}" for name in names for file in by_class[name]],
-                                   [label for label, name in enumerate(names) for _ in by_class[name]]))
-    return Dataset(*images, names, notes + more_notes)
+    train, test = ({name: [f"{folder.relative_to(parts.root).as_posix()}/{file}" for file in by_class[name]]
+                    for name in in_train} for folder, by_class in ((parts.train, in_train), (parts.test, in_test)))
+    return Dataset(_of_classes(parts.root, train), _of_classes(parts.root, test), tuple(in_train), notes + more_notes)
+
+
+def _read_listed(data_path: str, root: Path, listed: Listed) -> Dataset:
+    """By lists of the training and the test images; an image in neither is left out."""
+    by_class, notes = files_by_class(data_path, root)
+    train, test = ({name: [file for file in files if file in part] for name, files in by_class.items()}
+                   for part in map(set, listed))
+    if missing := sorted({*listed[0], *listed[1]}.difference(*by_class.values())):
+        raise InputError(f"--data_path {data_path}: {missing[0]} is in the lists of training and test images, but not "
+                         f"in {root} ({len(missing)} in all); copy both anew.")
+    names = [name for name in by_class if train[name] or test[name]]
+    if lacking := [name for name in names if not (train[name] and test[name])] or sorted({*listed[0]} & {*listed[1]}):
+        raise InputError(f"--data_path {data_path}: the lists of training and test images of {root} do not share out "
+                         f"{lacking[0]}; copy them anew.")
+    parts = (_of_classes(root, {name: part[name] for name in names}) for part in (train, test))
+    return Dataset(*parts, tuple(names), notes)
 
 
 def _check_same_classes(data_path: str, parts: Parts, in_train: set[str], in_test: set[str]) -> None:
@@ -173,20 +194,17 @@ def _plain(name: str) -> str:
 def _read_and_split(data_path: str, root: Path) -> Dataset:
     """A fifth of each class for the test, chosen by the file's name alone: a file more or less moves few others."""
     by_class, notes = files_by_class(data_path, root)
-    parts: dict[str, list[str]] = {"train": [], "test": []}
-    labels: dict[str, list[int]] = {"train": [], "test": []}
-    for label, (name, files) in enumerate(by_class.items()):
+    train, test = {}, {}
+    for name, files in by_class.items():
         if len(files) < 2:
             raise InputError(f"--data_path {data_path}: {root / name} holds one image; a class needs one to train on "
                              "and one to test on.")
         drawn = sorted(files, key=_drawn)
         chosen = set(drawn[:max(1, round(TEST_SHARE * len(files)))])
-        for file in files:
-            part = "test" if file in chosen else "train"
-            parts[part].append(file)
-            labels[part].append(label)
-    images = (_image_files(root, parts[part], labels[part]) for part in ("train", "test"))
-    return Dataset(*images, tuple(by_class), notes, {"seed": SPLIT_SEED, **parts})
+        train[name] = [file for file in files if file not in chosen]
+        test[name] = [file for file in files if file in chosen]
+    split = {"seed": SPLIT_SEED, "train": [*chain(*train.values())], "test": [*chain(*test.values())]}
+    return Dataset(_of_classes(root, train), _of_classes(root, test), tuple(by_class), notes, split)
 
 
 def _drawn(file: str) -> bytes:
@@ -194,6 +212,11 @@ def _drawn(file: str) -> bytes:
 
 
 # ---- names to images ----
+def _of_classes(root: Path, by_class: dict[str, list[str]]) -> LabelledImages:
+    return _image_files(root, [*chain(*by_class.values())],
+                        [label for label, files in enumerate(by_class.values()) for _ in files])
+
+
 def _image_files(root: Path, names: list[str], labels: list[int]) -> LabelledImages:
     return images_in_files(str(root), np.array(names, dtype=str), np.array(labels, dtype=np.int64))
 

@@ -17,6 +17,7 @@ from continual_datasets.glyphs import CHALK, CHALK_AND_INK, DEMO_CLASSES, Style,
 from continual_datasets.images import LabelledImages, images_in_memory
 from continual_datasets.npz import read_npz
 from continual_datasets.scenario import Dataset, Sessions
+from continual_datasets.split_lists import read_cub200_lists, read_scene67_lists
 from errors import InputError
 
 Reader = Callable[[str, bool], Dataset | Sessions]
@@ -59,16 +60,18 @@ CATALOGUE: dict[str, Reader] = {
         read_folder, names=("imagenet-r",), page="https://github.com/hendrycks/imagenet-r",
         layout="imagenet-r/WNID/*.jpg, imagenet-r.tar, or imagenet-r/train/ and imagenet-r/test/"),
     "Split-CUB200": partial(
-        read_folder, names=("CUB_200_2011",), inner="images",
+        read_folder, names=("CUB_200_2011",), inner="images", read_lists=read_cub200_lists,
         page="https://www.vision.caltech.edu/datasets/cub_200_2011/",
-        layout="CUB_200_2011/images/CLASS/*.jpg (split 80/20), or CUB_200_2011/train/CLASS/ and test/CLASS/"),
+        layout="CUB_200_2011/ as published (images/CLASS/*.jpg, images.txt and train_test_split.txt), or "
+               "CUB_200_2011/train/CLASS/ and test/CLASS/"),
     "Split-Cars196": partial(
         read_folder, names=("cars196", "Cars196"), page="https://ai.stanford.edu/~jkrause/cars/car_dataset.html",
         layout="cars196/train/CLASS/*.jpg and cars196/test/CLASS/*.jpg"),
     "Split-Scene67": partial(
-        read_folder, names=("indoorCVPR_09", "Scene67"), inner="Images",
+        read_folder, names=("indoorCVPR_09", "Scene67"), inner="Images", read_lists=read_scene67_lists,
         page="https://web.mit.edu/torralba/www/indoor.html",
-        layout="indoorCVPR_09/Images/CLASS/*.jpg (split 80/20), or Scene67/train/CLASS/ and Scene67/test/CLASS/"),
+        layout="indoorCVPR_09/Images/CLASS/*.jpg, TrainImages.txt and TestImages.txt, or Scene67/train/CLASS/ and "
+               "Scene67/test/CLASS/"),
     "Split-TinyImagenet": partial(
         read_folder, names=("tiny-imagenet-200",), test_kinds=("val", "test"),  # as published, test/ has no labels
         page="http://cs231n.stanford.edu/tiny-imagenet-200.zip",

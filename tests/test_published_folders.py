@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from published import class_folders, encoded, pictures, under, write_files, write_tar
 
@@ -71,6 +73,85 @@ def test_cub200_and_scene67_find_the_folder_of_classes(tmp_path):
     assert read(tmp_path, "Split-CUB200").class_names == ("001.Albatross", "002.Auklet")
     assert read(tmp_path / "CUB_200_2011", "Split-CUB200").class_names == ("001.Albatross", "002.Auklet")
     assert read(tmp_path, "Split-Scene67").class_names == ("airport", "bar")
+
+
+CUB = class_folders(["001.Albatross", "002.Auklet"], 4)
+CUB_NAMES = tuple(sorted(CUB))
+CUB_TEST = CUB_NAMES[1::2]
+SCENES = class_folders(["airport", "bar"], 5, kind="JPEG")
+SCENES_TRAIN = ["airport/airport_04.jpg", "airport/airport_01.jpg", "bar/bar_00.jpg"]
+SCENES_TEST = ["bar/bar_03.jpg", "airport/airport_00.jpg"]
+
+
+def numbered(values: Sequence[object]) -> bytes:
+    return "".join(f"{number} {value}\n" for number, value in enumerate(values, start=1)).encode()
+
+
+def lines(names: list[str]) -> bytes:
+    return "\r\n".join(names).encode()
+
+
+def cub_lists(names: Sequence[str] = CUB_NAMES, parts: list[object] | None = None) -> dict[str, bytes]:
+    """In another order than the images are numbered, as the numbers say which is which."""
+    said = [int(name not in CUB_TEST) for name in names] if parts is None else parts
+    backwards = b"\n".join(reversed(numbered(said).splitlines()))
+    return {"images.txt": numbered(names), "train_test_split.txt": backwards}
+
+
+def scene_lists(train: list[str] = SCENES_TRAIN, test: list[str] = SCENES_TEST) -> dict[str, bytes]:
+    return {"TrainImages.txt": lines(train), "TestImages.txt": lines(test)}
+
+
+def test_cub200_with_its_published_test(tmp_path):
+    write_files(tmp_path / "CUB_200_2011", under("images", CUB) | cub_lists() | {"classes.txt": b"1 001.Albatross\n"})
+    data = read(tmp_path, "Split-CUB200")
+    assert sorted(data.test.names_N) == list(CUB_TEST)
+    assert sorted(data.train.names_N) == sorted(CUB.keys() - CUB_TEST)
+    assert data.class_names == ("001.Albatross", "002.Auklet")
+    for images in (data.train, data.test):
+        assert [data.class_names[label] for label in images.labels_N] == [n.split("/")[0] for n in images.names_N]
+        assert all(Path(path).is_file() for path in images.paths(np.arange(len(images))))
+    assert data.split is None
+
+
+@pytest.mark.parametrize("where", ["in it", "beside it", "beside its archive"])
+def test_scene67_with_its_published_test(where, tmp_path):
+    """What is in neither list is left out. Its archive has one folder at its top, Images/."""
+    if where == "beside its archive":
+        write_tar(tmp_path / "indoorCVPR_09.tar", under("Images", SCENES))
+    else:
+        write_files(tmp_path / "indoorCVPR_09" / "Images", SCENES)
+    write_files(tmp_path / "indoorCVPR_09" if where == "in it" else tmp_path, scene_lists())
+    data = read(tmp_path, "Split-Scene67")
+    assert sorted(data.train.names_N) == sorted(SCENES_TRAIN)
+    assert sorted(data.test.names_N) == sorted(SCENES_TEST)
+    assert (data.class_names, data.split) == (("airport", "bar"), None)
+    for images in (data.train, data.test):
+        assert [data.class_names[label] for label in images.labels_N] == [n.split("/")[0] for n in images.names_N]
+
+
+LISTS = {
+    "an image that is not there": ("Split-CUB200", cub_lists([*CUB_NAMES, "002.Auklet/x.png"]),
+                                   "002.Auklet/x.png is in the lists of training and test images, but not in .*images"),
+    "no images.txt": ("Split-CUB200", {"train_test_split.txt": numbered([1, 0])}, "images.txt is missing; put it"),
+    "cut short": ("Split-CUB200", cub_lists() | {"train_test_split.txt": numbered([1, 0])}, "does not say 0 or 1 of"),
+    "other words": ("Split-CUB200", cub_lists(parts=["yes"] * 8), "train_test_split.txt does not say 0 or 1 of each"),
+    "no text": ("Split-CUB200", cub_lists() | {"images.txt": b"\xff\xfe"}, "images.txt is no UTF-8 text"),
+    "all for training": ("Split-CUB200", cub_lists(parts=[1] * 8), "do not share out 001.Albatross; copy them anew"),
+    "one list": ("Split-Scene67", {"TestImages.txt": lines(SCENES_TEST)}, "has TestImages.txt but not the other"),
+    "in both": ("Split-Scene67", scene_lists(test=[*SCENES_TEST, SCENES_TRAIN[0]]), "not share out airport/airport_04"),
+}
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_lists_that_cannot_be_used(case, tmp_path):
+    name, files, message = LISTS[case]
+    write_files(tmp_path / "CUB_200_2011" / "images", CUB)
+    write_files(tmp_path / "indoorCVPR_09" / "Images", SCENES)
+    write_files(tmp_path / ("CUB_200_2011" if "CUB" in name else "indoorCVPR_09"), files)
+    with pytest.raises(InputError, match=f"^--data_path {tmp_path}: .*{message}") as caught:
+        read(tmp_path, name)
+    assert "\n" not in str(caught.value)
 
 
 def test_cars196_with_train_and_test(tmp_path):
