@@ -138,7 +138,7 @@ def other_data(output_dir: str, config: dict[str, Any]) -> str | None:
         raise InputError(f"the run in {output_dir} has the classes {theirs}, and the data {ours} in their place; give "
                          "the --data_path of the same classes.")
     if before.get("data_sha256", config["data_sha256"]) != config["data_sha256"]:
-        return "the images are not those of the run (their checksum differs): the numbers are of these."
+        return "the images or their order are not those of the run (their checksum differs): the numbers are of these."
     return None
 
 
@@ -252,8 +252,8 @@ class Checkpoints:
             raise InputError(f"--resume: the run had {theirs} process(es) and would go on with {ours}, which changes "
                              f"its batches; start {theirs}.")
         if content["made_by"]["data_sha256"] != self.config["data_sha256"]:
-            raise InputError("--resume: the images are not those that the run began with (their checksum differs); "
-                             "give the same --data_path, or begin anew in another --output_dir.")
+            raise InputError("--resume: the images or their order are not those that the run began with (their "
+                             "checksum differs); give the same --data_path, or begin anew in another --output_dir.")
         saved_files.check({name: content[name] for name in training}, saved_files.training_state(training), read)
         if warning:  # else the next save would keep the damaged file in the place of the good one
             write_atomically(path, previous.read_bytes())

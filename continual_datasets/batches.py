@@ -101,7 +101,7 @@ class Batches:
 
     def evaluation(self, images: LabelledImages, needs_no_images: Callable[[int], bool] = lambda index: False,
                    shared_out: bool = True) -> Iterator[Batch]:
-        """The test images in file order. Whole batches go round the processes, so a batch's vote is the same for any
+        """The test images in their order. Whole batches go round the processes, so a batch's vote is the same for any
         number of them and each image is seen once.
 
         Args:

@@ -27,7 +27,9 @@ TEST_SHARE = 0.2
 
 NOTMNIST_PAGE = "https://github.com/facebookresearch/Adversarial-Continual-Learning/raw/main/data/notMNIST.zip"
 
-SPLIT_SEED = 42  # draws the test of a folder without one; the same for every --seed, so that runs of several compare
+# Draws the test of a folder without one, and the order of all test images: the same for every --seed, so that runs of
+# several compare.
+SPLIT_SEED = 42
 CORE50_TRAIN, CORE50_TEST = (1, 2, 4, 5, 6, 8, 9, 11), (3, 7, 10)
 CORE50_OBJECTS = 50
 
@@ -64,7 +66,8 @@ def read_folder(data_path: str, download: bool = False, *, names: tuple[str, ...
     if len(data.class_names) == 1:
         raise InputError(f"--data_path {data_path}: {parts.train or parts.root} holds one class alone, "
                          f"{data.class_names[0]}/; give each class a folder of its own there.")
-    return replace(data, notes=()) if names else data  # published data sets have files beside the images
+    # Published data sets have files beside the images.
+    return replace(data, test=_mixed(data.test), notes=() if names else data.notes)
 
 
 def read_notmnist(data_path: str, download: bool = False) -> Dataset:
@@ -108,7 +111,7 @@ def _read_core50(data_path: str, root: Path) -> Sessions:
     train = tuple(_image_files(root, *session(number)) for number in CORE50_TRAIN)
     in_test = [session(number) for number in CORE50_TEST]
     test = _image_files(root, *([each for part in parts for each in part] for parts in zip(*in_test, strict=True)))
-    return Sessions(train, test, wanted)
+    return Sessions(train, _mixed(test), wanted)
 
 
 # ---- finding ----
@@ -212,6 +215,12 @@ def _drawn(file: str) -> bytes:
 
 
 # ---- names to images ----
+def _mixed(images: LabelledImages) -> LabelledImages:
+    """Test images in an order drawn by their names alone: a batch of one class would help the vote on its prompts."""
+    drawn = [_drawn(f"order {name}") for name in images.names_N.tolist()]
+    return images.take(np.array(sorted(range(len(images)), key=drawn.__getitem__)))
+
+
 def _of_classes(root: Path, by_class: dict[str, list[str]]) -> LabelledImages:
     return _image_files(root, [*chain(*by_class.values())],
                         [label for label, files in enumerate(by_class.values()) for _ in files])

@@ -117,7 +117,7 @@ class LabelledImages:
         return self.take(np.isin(self.labels_N, classes))
 
     def first_per_class(self, limit: int | None) -> "LabelledImages":
-        """The first `limit` images of every class, in their order in the file; all of them when `limit` is None."""
+        """The first `limit` images of every class, in their order; all of them when `limit` is None."""
         if limit is None:
             return self
         first = [np.flatnonzero(self.labels_N == c)[:limit] for c in np.unique(self.labels_N)]

@@ -136,7 +136,7 @@ def test_other_images_under_the_same_name_are_refused(stopped, short_run, tmp_pa
     changed = [other if word == short_run[2] else word for word in short_run]
     code, _, err = call(*changed, "--output_dir", stopped, "--resume")
     assert code == 2
-    assert "--resume: the images are not those that the run began with" in err
+    assert "--resume: the images or their order are not those that the run began with" in err
 
 
 @pytest.mark.parametrize(("change", "named"), [

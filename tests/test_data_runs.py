@@ -118,7 +118,7 @@ def test_other_images_at_an_evaluation(tmp_path):
     other = write_npz(tmp_path / "other.npz", test_per_class=4)
     done = run_program("--eval", "--output_dir", tmp_path / "run", "--data-path", other)
     assert done.returncode == 0, done.stderr
-    assert "warning: the images are not those of the run (their checksum differs)" in done.stderr
+    assert "warning: the images or their order are not those of the run (their checksum differs)" in done.stderr
 
 
 @pytest.mark.long

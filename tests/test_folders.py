@@ -36,7 +36,8 @@ def test_train_and_test_folders_with_uneven_classes(test, tmp_path):
     assert data.class_names == ("ant", "bee", "cat")
     assert data.train.labels_N.tolist() == [0] * 3 + [1] * 5 + [2] * 3
     assert data.train.names_N[3] == "train/bee/bee_00.png"
-    assert data.test.names_N.tolist() == [f"{test}/{c}/{c}_{n:02d}.png" for c in CLASSES for n in range(2)]
+    assert sorted(data.test.names_N) == [f"{test}/{c}/{c}_{n:02d}.png" for c in CLASSES for n in range(2)]
+    assert [CLASSES[label] for label in data.test.labels_N] == [name.split("/")[1] for name in data.test.names_N]
     assert data.split is None
     assert before_and_after(tmp_path) == files, "files stay where they are"
 
@@ -46,7 +47,7 @@ def test_one_folder_of_classes_is_split_lastingly(tmp_path):
     data = read(tmp_path)
     again = read(f"{tmp_path}/")
     assert data.split == again.split == {"seed": 42, "train": data.train.names_N.tolist(),
-                                         "test": data.test.names_N.tolist()}
+                                         "test": sorted(data.test.names_N)}
     assert np.bincount(data.test.labels_N).tolist() == [2, 2, 2, 1]
     assert np.bincount(data.train.labels_N).tolist() == [8, 8, 8, 1]
     assert sorted([*data.train.names_N, *data.test.names_N]) == sorted(
@@ -54,6 +55,24 @@ def test_one_folder_of_classes_is_split_lastingly(tmp_path):
 
     write_files(tmp_path, class_folders(["ant"], 11))  # one image more moves at most one other
     assert len(set(read(tmp_path).test.names_N) ^ set(data.test.names_N)) <= 2
+
+
+@pytest.mark.parametrize("parts", [True, False])
+def test_a_test_batch_holds_several_classes(parts, tmp_path):
+    """The prompts that most images of a batch choose would be those of its class, if it held one alone."""
+    write_files(tmp_path / "train" if parts else tmp_path, class_folders(CLASSES, 40, (8, 8)))
+    if parts:
+        write_files(tmp_path / "test", class_folders(CLASSES, 8, (8, 8)))
+    data = read(tmp_path)
+    assert len(data.test) == 24
+    for start in range(0, 24, 8):
+        assert len(set(data.test.labels_N[start:start + 8])) > 1
+    assert read(tmp_path).test.names_N.tolist() == data.test.names_N.tolist()
+    assert data.train.labels_N.tolist() == sorted(data.train.labels_N), "training draws an order of its own"
+    before = data.test.names_N.tolist()
+    (tmp_path / before[3]).unlink()
+    if parts:
+        assert read(tmp_path).test.names_N.tolist() == before[:3] + before[4:], "one image less moves no other"
 
 
 def test_folders_inside_classes_and_names_in_any_script(tmp_path):

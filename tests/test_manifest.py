@@ -70,7 +70,8 @@ def test_files(tmp_path):
     task = json.loads(gzip.decompress(manifest_bytes(scenario)))["tasks"][1]
     assert task["train"] == {"images": ["train/bée/0.png", "train/bée/1.png"], "labels": [1, 1],
                              "sha256": [sha256(f"train/bée/{number}.png".encode()) for number in range(2)]}
-    assert task["test"]["images"] == ["test/bée/0.png", "test/bée/1.png"]
+    assert sorted(task["test"]["images"]) == ["test/bée/0.png", "test/bée/1.png"]
+    assert task["test"]["sha256"] == [sha256(name.encode()) for name in task["test"]["images"]]
 
 
 def test_sessions_share_their_test_images(tmp_path, monkeypatch):

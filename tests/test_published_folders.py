@@ -174,8 +174,8 @@ def test_tinyimagenet_as_published(tmp_path):
     data = read(tmp_path, "Split-TinyImagenet")
     assert data.class_names == tuple(WNIDS)
     assert data.train.labels_N.tolist() == [0] * 3 + [1] * 3 + [2] * 3
-    assert data.test.names_N.tolist() == [f"val/images/val_{n}.JPEG" for n in (0, 3, 1, 4, 2, 5)]
-    assert data.test.labels_N.tolist() == [0, 0, 1, 1, 2, 2]
+    class_of = dict(zip(data.test.names_N.tolist(), data.test.labels_N.tolist(), strict=True))
+    assert class_of == {f"val/images/val_{n}.JPEG": n % 3 for n in range(6)}
     assert not data.notes, "its lists of boxes are as published"
 
 
@@ -271,6 +271,11 @@ def test_core50_has_eight_sessions_and_one_common_test_set(tmp_path):
         for images in (*data.train, data.test):
             assert [int(name.split("/")[1][1:]) - 1 for name in images.names_N] == images.labels_N.tolist()
         assert (len(data.train[0]), len(data.test), len(data.class_names)) == (100, 300, 50)
+
+    for start in range(0, 300, 16):  # in the order of files, a batch would hold two or three objects of one session
+        assert len(set(data.test.labels_N[start:start + 16])) > 6
+    assert {name.split("/")[0] for name in data.test.names_N[:16]} == {"s3", "s7", "s10"}
+    assert read(tmp_path, "CORe50").test.names_N.tolist() == data.test.names_N.tolist()
 
     scenario = domain_incremental(data)
     assert len(scenario.tasks) == 8
