@@ -60,6 +60,8 @@ def free_to_change(evaluates: bool, saved: dict[str, Any], given: dict[str, Any]
     free |= {"device", "data_path", "init_checkpoint"}
     if evaluates:  # what is measured may change, what was trained may not
         free |= {"batch_size", "batchwise_prompt", "compile", "eval_per_image", "precision", "task_inc", "world_size"}
+        if saved["head"] == "linear" and not saved["align"]:  # other heads have learned from images cut like the test
+            free.add("crop_pct")
     orders = [options.get("class_order") or "seed" for options in (saved, given)]
     if not any(map(is_drawn, orders)):  # a file that was moved: its content is compared with scenario.json
         free.add("class_order")
@@ -87,8 +89,12 @@ def find_where_to_go_on(checkpoints, model, recipe, scenario, processes: Process
     if warning:
         warn(processes, warning)
     if content is not None:
-        before = run_folder.read_config(str(checkpoints.folder)).get("hardware", {}).get("device")
-        now = checkpoints.config["hardware"]["device"]
+        began = run_folder.read_config(str(checkpoints.folder))
+        commit = checkpoints.config["commit"]
+        if None not in (commit, began.get("commit")) and commit != began["commit"]:
+            warn(processes, f"the run began with another version of this program ({began['commit']}) and goes on with "
+                            f"{commit}: look in CHANGELOG.md whether what it computes has changed.")
+        before, now = began.get("hardware", {}).get("device"), checkpoints.config["hardware"]["device"]
         if before != now:
             warn(processes, f"the run began on {before} and goes on on {now}: its numbers will differ in their last "
                             "bits from those of a run on one of them.")

@@ -126,7 +126,9 @@ def check_scenario(output_dir: str, record: dict[str, Any]) -> None:
     differing = [name for name in before if before[name] != record.get(name)]
     if differing:
         raise InputError(f"the data are not those of the run: its {' and '.join(differing)} in {path} differ from what "
-                         "--data_path and --class_order give now; put the files back as they were.")
+                         "--data_path and --class_order give now; put the files back as they were. If they are, this "
+                         "version reads them in another way (CHANGELOG.md): go on with the version of the run's "
+                         "config.json.")
 
 
 def other_data(output_dir: str, config: dict[str, Any]) -> str | None:

@@ -33,7 +33,8 @@ GROUPS: dict[str, list[Option]] = {
         _o("init_checkpoint", or_none(path), None, "backbone weights: official .npz, .safetensors or .pth"),
         _o("input_norm", str, "none", "pixels: none = [0, 1]; imagenet or the model's own mean and std",
            ("none", "imagenet", "model")),
-        _o("crop_pct", number(0.05, 1), 0.875, "test images: the side that is kept of the shorter one, as timm's"),
+        _o("crop_pct", number(0.05, 1), 0.875, "share of a test image's shorter side that the central crop keeps; "
+           "--head ncm and ridge, and --align, see training images in the same way"),
         _o("drop", number(0, 0.99), 0.0, "dropout rate in the prompted pass"),
         _o("drop_path", number(0, 0.99), 0.0, "stochastic depth rate in the prompted pass"),
         _o("freeze", word, ["backbone"],

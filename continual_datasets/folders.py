@@ -66,8 +66,8 @@ def read_folder(data_path: str, download: bool = False, *, names: tuple[str, ...
     if len(data.class_names) == 1:
         raise InputError(f"--data_path {data_path}: {parts.train or parts.root} holds one class alone, "
                          f"{data.class_names[0]}/; give each class a folder of its own there.")
-    # Published data sets have files beside the images.
-    return replace(data, test=_mixed(data.test), notes=() if names else data.notes)
+    # Published data sets have files beside the images, which are no news.
+    return replace(data, test=_mixed(data.test), notes=() if names and not listed else data.notes)
 
 
 def read_notmnist(data_path: str, download: bool = False) -> Dataset:
@@ -162,18 +162,27 @@ def _read_parts(data_path: str, parts: Parts) -> Dataset:
 
 
 def _read_listed(data_path: str, root: Path, listed: Listed) -> Dataset:
-    """By lists of the training and the test images; an image in neither is left out."""
-    by_class, notes = files_by_class(data_path, root)
+    """By lists of the training and the test images. An image in neither is left out, and so is a class that is only
+    in the lists: people take a part of the classes."""
+    by_class, _ = files_by_class(data_path, root)
+    everything = {*listed[0], *listed[1]}
+    absent = sorted({file.partition("/")[0] for file in everything} - by_class.keys())
     train, test = ({name: [file for file in files if file in part] for name, files in by_class.items()}
                    for part in map(set, listed))
-    if missing := sorted({*listed[0], *listed[1]}.difference(*by_class.values())):
-        raise InputError(f"--data_path {data_path}: {missing[0]} is in the lists of training and test images, but not "
-                         f"in {root} ({len(missing)} in all); copy both anew.")
+    named = f"--data_path {data_path}: the lists of training and test images beside {root} name"
+    missing = sorted(file for file in everything.difference(*by_class.values())
+                     if file.partition("/")[0] in by_class)
+    if missing:
+        raise InputError(f"{named} {missing[0]}, which is not there ({len(missing)} in all); copy the images anew.")
+    if twice := sorted({*listed[0]} & {*listed[1]}):
+        raise InputError(f"{named} {twice[0]} in both ({len(twice)} in all); copy them anew.")
     names = [name for name in by_class if train[name] or test[name]]
-    if lacking := [name for name in names if not (train[name] and test[name])] or sorted({*listed[0]} & {*listed[1]}):
-        raise InputError(f"--data_path {data_path}: the lists of training and test images of {root} do not share out "
-                         f"{lacking[0]}; copy them anew.")
+    if lacking := [name for name in names if not (train[name] and test[name])]:
+        raise InputError(f"{named} images of {lacking[0]} for one of the two only ({len(lacking)} such class(es)); "
+                         "copy them anew, or remove them for a split of 80/20.")
     parts = (_of_classes(root, {name: part[name] for name in names}) for part in (train, test))
+    notes = (f"{len(absent)} class(es) of the lists are not in {root}: {', '.join(absent[:5])}"
+             f"{' …' * (len(absent) > 5)}.",) if absent else ()
     return Dataset(*parts, tuple(names), notes)
 
 

@@ -99,7 +99,7 @@ class TrainTransform:
 class EvalTransform:
     """Shorter side to int(input_size / crop_pct) (bicubic), central crop, pixels to [0, 1], then (x − mean) / std.
 
-    An image that is not square keeps its aspect ratio; off a square one, a `crop_pct` of 1 cuts nothing. Sizes and
+    An image that is not square keeps its aspect ratio. A `crop_pct` of 1 keeps the whole of a square image. Sizes and
     offsets are rounded as torchvision's `Resize` and `CenterCrop` round them. The fields say all that it computes, as
     `TrainTransform`'s do.
     """

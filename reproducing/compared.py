@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from configs import load_experiment
 from configs.base import OPTIONS
-from configs.command import parse
+from configs.command import default_options, parse
 from continual_datasets.class_orders import is_drawn
 from errors import DamagedFileError, InputError
 from reproducing.published import AUGREG_IN21K, IN21K, SHUFFLED, SOME_IN21K, SOURCES, WEIGHTS, Published
@@ -135,10 +136,11 @@ def _pair(first: str, second: str | bool) -> str:
 
 def differences(config: Mapping[str, Any], line: str, entry: Published) -> list[str]:
     """Why a run's number must not be compared with a reported one; empty where it may be."""
-    options, expected = config["options"], parse(line.split()).options
+    command = parse(line.split())
+    options, expected = default_options(load_experiment(command.experiment)) | config["options"], command.options
     found = [f"--{name} differs" for name, option in OPTIONS.items()
              if not option.run_only and name not in _TOLD and name != "class_order"
-             and options.get(name) != expected[name]]
+             and options[name] != expected[name]]
     name = config["model"]["name"].partition(".")[0]
     if name != PUBLISHED_VIT:
         found.insert(0, f"reported with {PUBLISHED_VIT}")

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from configs import load_experiment
 from configs.base import OPTIONS
 from configs.checks import check
-from configs.command import parse
+from configs.command import default_options, parse
 from errors import DamagedFileError, InputError
 from reporting.runs import Run as FinishedRun
 from reporting.runs import read_run
@@ -65,7 +66,9 @@ class Run:
         config = summary["config"] if summary else _json(self.folder / "config.json")
         if not config:
             return "begun" if (self.folder / "config.json").exists() else "not begun"
-        options, saved = parse(self.words).options, config.get("options", {})
+        command = parse(self.words)
+        options = command.options  # what came after the run was as it is by default
+        saved = default_options(load_experiment(command.experiment)) | config.get("options", {})
         free = free_to_change(False, saved, options)
         changed = [name for name in OPTIONS if name not in free  # a resumed run saves what `auto` came to
                    and options[name] not in ("auto", saved.get(name))]

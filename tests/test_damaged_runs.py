@@ -49,6 +49,19 @@ def test_a_damaged_last_checkpoint_is_noticed_and_the_one_before_it_used(damage,
     assert_same_results(undisturbed, stopped)
 
 
+@pytest.mark.parametrize(("commit", "warned"), [("0123abc", True), (None, False)])
+def test_going_on_with_another_version_is_warned_of(commit, warned, stopped, short_run):
+    """What it computes may have changed, as that of replay has."""
+    path = stopped / "config.json"
+    config = json.loads(path.read_text())
+    now = config["commit"]
+    path.write_text(json.dumps(config | {"commit": commit}))
+    code, out, err = call(*short_run, "--output_dir", stopped, "--resume")
+    assert code == 0, err
+    warning = f"the run began with another version of this program (0123abc) and goes on with {now}: look in CHANGELOG"
+    assert (warning in out + err) == (warned and now is not None)
+
+
 def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(stopped, short_run):
     """A run that went on from previous.pth and is killed at once still has a good checkpoint in both places."""
     good = (stopped / "checkpoint" / "previous.pth").read_bytes()

@@ -132,15 +132,27 @@ def test_scene67_with_its_published_test(where, tmp_path):
 
 LISTS = {
     "an image that is not there": ("Split-CUB200", cub_lists([*CUB_NAMES, "002.Auklet/x.png"]),
-                                   "002.Auklet/x.png is in the lists of training and test images, but not in .*images"),
+                                   "images name 002.Auklet/x.png, which is not there .1 in all.; copy the images"),
     "no images.txt": ("Split-CUB200", {"train_test_split.txt": numbered([1, 0])}, "images.txt is missing; put it"),
     "cut short": ("Split-CUB200", cub_lists() | {"train_test_split.txt": numbered([1, 0])}, "does not say 0 or 1 of"),
     "other words": ("Split-CUB200", cub_lists(parts=["yes"] * 8), "train_test_split.txt does not say 0 or 1 of each"),
     "no text": ("Split-CUB200", cub_lists() | {"images.txt": b"\xff\xfe"}, "images.txt is no UTF-8 text"),
-    "all for training": ("Split-CUB200", cub_lists(parts=[1] * 8), "do not share out 001.Albatross; copy them anew"),
+    "all for training": ("Split-CUB200", cub_lists(parts=[1] * 8), "001.Albatross for one of the two only .2 such"),
     "one list": ("Split-Scene67", {"TestImages.txt": lines(SCENES_TEST)}, "has TestImages.txt but not the other"),
-    "in both": ("Split-Scene67", scene_lists(test=[*SCENES_TEST, SCENES_TRAIN[0]]), "not share out airport/airport_04"),
+    "in both": ("Split-Scene67", scene_lists(test=[*SCENES_TEST, SCENES_TRAIN[0]]), "airport/airport_04.* in both .1"),
 }
+
+
+def test_a_part_of_the_classes_keeps_its_published_test(tmp_path):
+    """The lists name all of them. What they name and is not there is told."""
+    some = {name: content for name, content in CUB.items() if name.startswith("002.")}
+    more = {f"003.Tern/{number}.png": content for number, content in enumerate([*CUB.values()][:2])}
+    write_files(tmp_path / "CUB_200_2011", under("images", some | more) | cub_lists(
+        [*CUB_NAMES, *more], [*(int(name not in CUB_TEST) for name in CUB_NAMES), 1, 0]))
+    data = read(tmp_path, "Split-CUB200")
+    assert data.class_names == ("002.Auklet", "003.Tern")
+    assert sorted(data.test.names_N) == [*sorted(name for name in CUB_TEST if name in some), "003.Tern/1.png"]
+    assert data.notes == (f"1 class(es) of the lists are not in {tmp_path}/CUB_200_2011/images: 001.Albatross.",)
 
 
 @pytest.mark.parametrize("case", LISTS)

@@ -191,6 +191,20 @@ def test_repeated_it_runs_nothing_and_prints_the_same(reproduced):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")} == before
 
 
+def test_options_that_came_after_a_run_are_as_they_were(reproduced, tmp_path):
+    """A table of an earlier version is shown, and not told to be another one."""
+    folder = shutil.copytree(reproduced[0], tmp_path / "table")
+    for path in folder.glob("*/*.json"):
+        content = json.loads(path.read_text())
+        options = content.get("options") or content.get("config", {}).get("options")
+        if options:
+            del options["crop_pct"]
+            path.write_text(json.dumps(content))
+    code, out, err = call("demo", "--methods", "l2p", "ridge", "--seeds", 1, "--output_dir", folder, *TINY)
+    assert (code, rows(out)) == (0, rows(reproduced[1])), err
+    assert "to do" not in out
+
+
 def test_a_folder_of_another_run_is_refused(reproduced):
     code, out, err = call("demo", "--methods", "ridge", "--seeds", 1, "--output_dir", reproduced[0], *TINY,
                           "--input_norm", "imagenet")

@@ -153,6 +153,16 @@ def test_eval_may_change_what_is_measured(finished, tmp_path):
     assert found["acc@1"] > summary(finished)["acc@1"], "two classes compete instead of six"
 
 
+def test_eval_may_cut_otherwise_where_the_head_has_not_learned_from_images_cut_so(finished, data, tmp_path, capsys):
+    folder = copy_run(finished, tmp_path)
+    assert run("--eval", "--output_dir", folder, "--crop_pct", 1) == 0
+    assert summary(folder, "eval_summary.json")["loss"] != summary(finished)["loss"]
+    means = tmp_path / "means"
+    assert run("cifar100_ncm", "--data-path", data, *TINY, "--num-tasks", 3, "--output_dir", means) == 0
+    assert run("--eval", "--output_dir", means, "--crop_pct", 1) == 2
+    assert "with other values than --crop_pct 1.0" in capsys.readouterr().err
+
+
 # ---- --resume ----
 def test_resume_equals_the_run_that_was_never_stopped(finished, data, tmp_path):
     """Killed in the second task, then resumed: every number and every tensor as without."""
