@@ -170,6 +170,7 @@ def test_a_part_of_the_tasks(small, tmp_path, capsys):
 
 CHANGES = {
     "shuffled classes": ({"shuffle": True}, "--class_order FILE is missing: the reference shuffled its classes"),
+    "the five data sets, shuffled": ({"shuffle": True, "dataset": "5-datasets"}, "--dataset A,B,… is missing: the"),
     "shuffled data sets": ({"shuffle": True, "dataset": "MNIST,SVHN"}, "--dataset A,B,… is missing: the reference "),
     "an unknown schedule": ({"sched": "onecycle"}, "the reference ran with --sched 'onecycle', which this program"),
     "another length": ({"length": 4}, "does not fit the model of these options: backbone.pos_embed, prompt.prompts"),

@@ -83,6 +83,9 @@ def test_mnist_in_the_folder_of_the_pytorch_reimplementation(monkeypatch, tmp_pa
     (tmp_path / "MNIST_RGB" / "raw" / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(InputError, match=r"no t10k-labels-idx1-ubyte in .*MNIST_RGB/raw; give the folder that holds"):
         CATALOGUE["Split-MNIST"](str(tmp_path), False)
+    (tmp_path / "MNIST").mkdir()  # its own folder is looked into first
+    with pytest.raises(InputError, match=r"in .*/MNIST/raw; give the folder that holds"):
+        CATALOGUE["Split-MNIST"](str(tmp_path), False)
 
 
 @pytest.mark.parametrize("name", SETS)
