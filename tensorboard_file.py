@@ -47,10 +47,15 @@ class TensorBoardFile:
         self._write(step=step, summary=histogram(name, values, edges))
 
     def hyper_parameters(self, options: Mapping[str, Any], final: Mapping[str, float]) -> None:
-        """For TensorBoard's table of runs: what was set, and the names of the metrics that came of it."""
+        """For TensorBoard's table of runs: what was set, and the names of the metrics that came of it.
+
+        A word of the command line may hold bytes that are no UTF-8, which TensorBoard's files cannot: `\\udce9` then.
+        """
         from torch.utils.tensorboard.summary import hparams
 
-        for part in hparams(dict(options), dict(final)):
+        readable = {name: value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+                    for name, value in options.items()}
+        for part in hparams(readable, dict(final)):
             self._write(summary=part)
 
     def close(self) -> None:

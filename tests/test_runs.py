@@ -145,6 +145,12 @@ def test_eval_sees_a_perturbed_checkpoint(finished, tmp_path):
     assert results(folder, "eval_summary.json")["per_task"] == results(finished)["per_task"], "task 3 is as it was"
 
 
+def test_a_word_in_another_encoding_stops_no_run_at_its_end(data, tmp_path):
+    """TensorBoard's table of runs has all options, and takes UTF-8 alone."""
+    assert run(*tiny(data, tmp_path / "run", "--num-tasks", 2, "--predefined_key", os.fsdecode(b"caf\xe9"))) == 0
+    assert (tmp_path / "run" / "summary.json").is_file()
+
+
 def test_eval_may_change_what_is_measured(finished, tmp_path):
     folder = copy_run(finished, tmp_path)
     assert run("--eval", "--output_dir", folder, "--task_inc", "--batch-size", 4) == 0
