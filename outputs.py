@@ -145,7 +145,8 @@ class Reporter(SpeedReporter):
     def say(self, text: str) -> None:
         self.progress.printed()
         try:
-            print(text, file=self.stream, flush=True)
+            # In one piece: a lost worker's signal may come between a text and the end of its line.
+            print(f"{text}\n", end="", file=self.stream, flush=True)
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EIO):
                 raise
