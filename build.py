@@ -256,8 +256,7 @@ class QuarterCosine(Scheduler):
         self.epochs = epochs
 
     def _get_lr(self, t: int) -> list[float]:
-        done = min(max(t - 1, 0), self.epochs - 1)
-        factor = math.cos(99 * math.pi * done / (200 * max(self.epochs - 1, 1)))
+        factor = math.cos(99 * math.pi * max(t - 1, 0) / (200 * max(self.epochs - 1, 1)))
         return [value * factor for value in self.base_values]
 
 

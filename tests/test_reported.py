@@ -8,12 +8,13 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+from fixtures import ROOT
 from run_folders import write_run
 from test_reproduce import rows
 
 from configs.command import parse
 from reproducing.compared import measured, reported_table, same_order
-from reproducing.published import AUGREG_IN21K, IN1K, IN21K, PUBLISHED, SHUFFLED, SOME_IN21K, Published
+from reproducing.published import AUGREG_IN21K, IN1K, IN21K, PUBLISHED, SHUFFLED, SOME_IN21K, SOURCES, Published
 from reproducing.runs import Run
 from reproducing.tables import TABLES
 
@@ -102,6 +103,21 @@ def test_weights_orders_and_cuts_of_ranpacs_table():
     assert all("--crop_pct 1" in TABLES["cifar100"].methods[method]
                for method in ("nearest_class_mean", "ranpac", "joint_linear", "coda", "oneprompt"))
     assert not any("--crop_pct" in line for line in TABLES["imagenet_r"].methods.values())
+
+
+def test_what_was_reported_has_a_source_and_stands_in_the_experiment_too():
+    assert PUBLISHED.keys() == TABLES.keys()
+    for name, entries in PUBLISHED.items():
+        for entry in entries:
+            assert entry.source in SOURCES
+            experiment = parse(TABLES[name].methods[entry.method].split()).experiment
+            text = " ".join((ROOT / "configs" / f"{experiment}.py").read_text().split())
+            for value in (entry.acc1, entry.forgetting):
+                if value is not None and "others" not in entry.source:
+                    assert f"{value:g}" in text or f"{value:.2f}" in text, (experiment, value)
+            if entry.weights == IN1K:
+                assert "ImageNet-1k" in text
+    assert {entry.source for entries in PUBLISHED.values() for entry in entries} == SOURCES.keys()
 
 
 def table_of(entry: Published, model: str, folder: Path, changes: Mapping[str, Any] = MappingProxyType({}),
